@@ -1,0 +1,130 @@
+"""Linear, normalisation and MLP blocks that carry logical axis names; every network is made of these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lgjax.models.matmul import matmul
+
+Init = Callable[..., jax.Array]
+Axes = tuple[str | None, ...]
+
+xavier = nn.initializers.xavier_uniform()
+default_linear = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # uniform +-1/sqrt(fan_in)
+
+
+def named(init: Init, *axes: str | None) -> Init:
+    """Return `init` with logical axis names, one for each dimension of the parameter."""
+    return nn.with_logical_partitioning(init, axes)
+
+
+class Linear(nn.Module):
+    """y = x @ kernel + bias, kernel [in, out]; `axes` are the logical names of (in, out)."""
+
+    features: int
+    axes: tuple[str | None, str | None]
+    use_bias: bool = True
+    kernel_init: Init = default_linear
+    bias_init: Init = nn.initializers.zeros_init()
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
+        kernel = self.param("kernel", named(self.kernel_init, *self.axes), (x.shape[-1], self.features))
+        y = matmul(x.astype(self.dtype), kernel)
+        if self.use_bias:
+            bias = self.param("bias", named(self.bias_init, self.axes[1]), (self.features,))
+            y = y + bias.astype(self.dtype)
+        return y
+
+
+class Conv(nn.Module):
+    """2-D convolution, NHWC, kernel [h, w, in, out]."""
+
+    features: int
+    kernel_size: int
+    axes: tuple[str | None, str | None]
+    stride: int = 1
+    padding: int = 0
+    use_bias: bool = True
+    kernel_init: Init = xavier
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
+        size = (self.kernel_size, self.kernel_size)
+        kernel = self.param(
+            "kernel", named(self.kernel_init, None, None, *self.axes), (*size, x.shape[-1], self.features)
+        )
+        y = jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            (self.stride, self.stride),
+            [(self.padding, self.padding)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        if self.use_bias:
+            bias = self.param("bias", named(nn.initializers.zeros_init(), self.axes[1]), (self.features,))
+            y = y + bias.astype(self.dtype)
+        return y
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last axis, statistics in float32."""
+
+    eps: float = 1e-5
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
+        scale = self.param("scale", named(nn.initializers.ones_init(), "norm"), (x.shape[-1],))
+        bias = self.param("bias", named(nn.initializers.zeros_init(), "norm"), (x.shape[-1],))
+        x32 = x.astype(jnp.float32)
+        centred = x32 - x32.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        y = centred * jax.lax.rsqrt(variance + self.eps) * scale + bias
+        return y.astype(self.dtype)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation of an NHWC map, statistics in float32."""
+
+    groups: int
+    eps: float = 1e-5
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        scale = self.param("scale", named(nn.initializers.ones_init(), "norm"), (x.shape[-1],))
+        bias = self.param("bias", named(nn.initializers.zeros_init(), "norm"), (x.shape[-1],))
+        b, h, w, c = x.shape
+        grouped = x.astype(jnp.float32).reshape(b, h * w, self.groups, c // self.groups)
+        centred = grouped - grouped.mean((1, 3), keepdims=True)
+        variance = jnp.square(centred).mean((1, 3), keepdims=True)
+        y = (centred * jax.lax.rsqrt(variance + self.eps)).reshape(b, h, w, c) * scale + bias
+        return y.astype(self.dtype)
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them, as DETR's heads. `sizes` are the output widths."""
+
+    sizes: tuple[int, ...]
+    out_axis: str | None = "hidden"
+    kernel_init: Init = default_linear
+    last_init: Init | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
+        for i, size in enumerate(self.sizes):
+            last = i == len(self.sizes) - 1
+            init = self.last_init if last and self.last_init is not None else self.kernel_init
+            axes = ("hidden", self.out_axis if last else "hidden")
+            x = Linear(size, axes, kernel_init=init, dtype=self.dtype, name=f"layers_{i}")(x)
+            x = x if last else nn.relu(x)
+        return x

@@ -1,0 +1,44 @@
+"""Install lgjax: `pip install .` for inference, extras for the rest."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+EXTRAS = {
+    "train": ["tensorflow-datasets>=4.9.10", "grain>=0.2.18", "array-record>=0.8", "importlib_resources", "tensorboardX"],
+    "convert": ["torch>=2.6"],
+    "serve": ["gradio>=6.31,<7", "fastapi"],
+    "quant": ["qwix>=0.1.8"],
+    "tpu": ["jax[tpu]>=0.10.2,<0.11"],
+    "cuda": ["jax[cuda12]>=0.10.2,<0.11"],
+    "test": ["pytest>=8", "pytest-xdist", "hypothesis", "jaxtyping", "beartype", "chex", "scipy", "ruff", "pyright"],
+}
+EXTRAS["all"] = sorted({need for name in ("train", "convert", "serve", "quant") for need in EXTRAS[name]})
+
+setup(
+    name="lgjax",
+    version="0.1.0",
+    description="Grounded visual chat in JAX: LLaVA-Grounding with boxes and masks for every phrase",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["lgjax", "lgjax.*"]),
+    install_requires=[
+        "jax>=0.10.2,<0.11",
+        "flax>=0.12.8,<0.13",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "transformers>=5.0",
+        "sentencepiece>=0.2",
+        "safetensors>=0.5",
+        "numpy>=2.0",
+        "pillow>=11",
+        "pycocotools>=2.0.10",
+        "jaxtyping>=0.3",
+        "tyro>=1.0.17",
+        "rich>=13",
+    ],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["lgjax = lgjax.cli:main"]},
+)
