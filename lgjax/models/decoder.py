@@ -1,0 +1,140 @@
+"""Deformable decoder: queries with box references that are refined layer by layer.
+
+The grounding model and the visual-prompt model share it; what they do with its states differs
+(spec/visual_prompts.md 4.1).
+"""
+
+from __future__ import annotations
+
+import functools
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+from lgjax.config import TransformerConfig
+from lgjax.models.deformable import DeformableAttention
+from lgjax.models.layers import MLP, LayerNorm, Linear, xavier
+from lgjax.models.position import LevelSizes, inverse_sigmoid, sine_box_code
+
+
+@flax.struct.dataclass
+class DecoderStates:
+    """States after each layer.
+
+    hidden: h_0 .. h_{L-1}, each [b, q, c], normed once.
+    references: s_0 .. s_L, each [b, q, 4] (cx, cy, w, h) in [0, 1], with gradient; layer i starts from the
+        detached s_i.
+    """
+
+    hidden: tuple[jax.Array, ...]
+    references: tuple[jax.Array, ...]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention with packed q, k, v projection; position enters queries and keys only."""
+
+    num_heads: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b q c"],
+        position: Float[Array, "b q c"],
+        allowed: Bool[Array, "#b q q"] | None,
+    ) -> Float[Array, "b q c"]:
+        b, n, c = x.shape
+        heads, width = self.num_heads, c // self.num_heads
+        linear = functools.partial(Linear, dtype=self.dtype, kernel_init=xavier)
+        in_proj = linear(3 * c, ("hidden", "hidden_out"), name="in_proj")
+        # the packed kernel is applied twice because q, k and v have different inputs; XLA drops the unused parts
+        q, k, _ = jnp.split(in_proj(x + position), 3, -1)
+        v = jnp.split(in_proj(x), 3, -1)[2]
+        q, k, v = (part.reshape(b, n, heads, width).transpose(0, 2, 1, 3) for part in (q, k, v))
+        scores = jnp.einsum("bhqd,bhkd->bhqk", q * width**-0.5, k).astype(jnp.float32)
+        if allowed is not None:
+            scores = jnp.where(allowed[:, None], scores, -jnp.inf)
+        out = jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(scores).astype(self.dtype), v)
+        return linear(c, ("hidden_out", "hidden"), name="out_proj")(out.transpose(0, 2, 1, 3).reshape(b, n, c))
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention (norm2), deformable cross-attention (norm1), feed-forward (norm3)."""
+
+    config: TransformerConfig
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b q c"],
+        position: Float[Array, "b q c"],
+        reference: Float[Array, "b q 4"],
+        memory: Float[Array, "b n c"],
+        level_sizes: LevelSizes,
+        allowed: Bool[Array, "#b q q"] | None,
+    ) -> Float[Array, "b q c"]:
+        config = self.config
+        norm = functools.partial(LayerNorm, dtype=self.dtype)
+        linear = functools.partial(Linear, dtype=self.dtype, kernel_init=xavier)
+        attended = SelfAttention(config.num_heads, self.dtype, name="self_attn")(x, position, allowed)
+        x = norm(name="norm2")(x + attended)
+        cross = DeformableAttention(
+            config.num_heads, config.num_levels, config.num_points, self.dtype, name="cross_attn"
+        )
+        x = norm(name="norm1")(x + cross(x + position, reference, memory, level_sizes))
+        y = nn.relu(linear(config.ffn_size, ("hidden", "ffn"), name="linear1")(x))
+        return norm(name="norm3")(x + linear(config.hidden_size, ("ffn", "hidden"), name="linear2")(y))
+
+
+class Decoder(nn.Module):
+    """The layers and the heads both models have in common. Source: spec/grounding_model.md 5.3."""
+
+    config: TransformerConfig
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        config, width = self.config, self.config.hidden_size
+        self.layers = [DecoderLayer(config, self.dtype) for _ in range(config.decoder_layers)]
+        self.ref_point_head = MLP((width, width), kernel_init=xavier, dtype=self.dtype)
+        self.bbox_embed = MLP((width, width, 4), None, last_init=nn.initializers.zeros_init())
+        self.mask_embed = MLP((width, width, width), dtype=self.dtype)
+        self.norm = LayerNorm(dtype=self.dtype)
+
+    def refine(self, x: Float[Array, "b q c"], reference: Float[Array, "b q 4"]) -> Float[Array, "b q 4"]:
+        """Move `reference` by what the box head reads in `x`; float32."""
+        return nn.sigmoid(self.bbox_embed(x.astype(jnp.float32)) + inverse_sigmoid(reference))
+
+    def __call__(
+        self,
+        content: Float[Array, "b q c"],
+        reference: Float[Array, "b q 4"],
+        memory: Float[Array, "b n c"],
+        level_sizes: LevelSizes,
+        allowed: Bool[Array, "#b q q"] | None = None,
+    ) -> DecoderStates:
+        """Run all layers. `allowed` [b, q, q] says which keys a query may attend to; None means all."""
+        x, hidden, references = content, [], [reference]
+        for i, layer in enumerate(self.layers):
+            start = jax.lax.stop_gradient(references[-1])
+            position = self.ref_point_head(sine_box_code(start, self.config.hidden_size // 2).astype(self.dtype))
+            x = layer(x, position, start, memory, level_sizes, allowed)
+            self.sow("intermediates", f"layer{i}", x)
+            references.append(self.refine(x, start))
+            hidden.append(self.norm(x))
+        return DecoderStates(tuple(hidden), tuple(references))
+
+
+def mask_logits(
+    mask_embedding: Float[Array, "b q c"], mask_features: Float[Array, "b h w c"]
+) -> Float[Array, "b q h w"]:
+    """Masks of queries at stride 4, as logits in float32."""
+    b, h, w, c = mask_features.shape
+    # channels first: XLA:CPU multiplies [q, c] x [c, h*w] 1.5 times faster than against channels-last features
+    features = mask_features.reshape(b, h * w, c).swapaxes(1, 2)
+    masks = jnp.einsum("bqc,bcn->bqn", mask_embedding, features, preferred_element_type=jnp.float32)
+    return masks.reshape(b, -1, h, w)
