@@ -86,7 +86,7 @@ class DecoderLayer(nn.Module):
         cross = DeformableAttention(
             config.num_heads, config.num_levels, config.num_points, self.dtype, name="cross_attn"
         )
-        x = norm(name="norm1")(x + cross(x + position, reference, memory, level_sizes))
+        x = norm(name="norm1")(x + cross(x + position, reference[:, :, None], memory, level_sizes))
         y = nn.relu(linear(config.ffn_size, ("hidden", "ffn"), name="linear1")(x))
         return norm(name="norm3")(x + linear(config.hidden_size, ("ffn", "hidden"), name="linear2")(y))
 

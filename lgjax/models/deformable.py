@@ -159,11 +159,11 @@ class DeformableAttention(nn.Module):
     def __call__(
         self,
         query: Float[Array, "b q c"],
-        reference: Float[Array, "#b q k"],
+        reference: Float[Array, "#b q #l k"],
         value: Float[Array, "b n c"],
         level_sizes: LevelSizes,
     ) -> Float[Array, "b q c"]:
-        """`reference` is (x, y) or (cx, cy, w, h) in [0, 1], the same for every level."""
+        """`reference` is (x, y) or (cx, cy, w, h) in [0, 1], one for every level or one for all."""
         b, q, width = query.shape
         heads, levels, points = self.num_heads, self.num_levels, self.num_points
         linear = functools.partial(Linear, dtype=self.dtype)
@@ -181,12 +181,12 @@ class DeformableAttention(nn.Module):
         )
         offsets = offsets.astype(jnp.float32).reshape(b, q, heads, levels, points, 2)
         weights = jax.nn.softmax(scores.astype(jnp.float32).reshape(b, q, heads, levels * points))
-        centre = reference[:, :, None, None, None, :2]
+        reference = reference[:, :, None, :, None]  # heads and points share it
         if reference.shape[-1] == 2:
             sizes = np.asarray([(w, h) for h, w in level_sizes], np.float32)[:, None, :]
-            locations = centre + offsets / sizes
+            locations = reference + offsets / sizes
         else:
-            locations = centre + offsets / points * reference[:, :, None, None, None, 2:] * 0.5
+            locations = reference[..., :2] + offsets / points * reference[..., 2:] * 0.5
         sampled = multi_scale_deformable_attention(
             values.reshape(b, -1, heads, width // heads),
             locations,

@@ -46,7 +46,7 @@ def normalize_pixels(images: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]
     return (images.astype(jnp.float32) - jnp.asarray(PIXEL_MEAN)) / jnp.asarray(PIXEL_STD)
 
 
-def pad_images(images: Sequence[UInt8[np.ndarray, "?h ?w 3"]]) -> Float[np.ndarray, "b h2 w2 3"]:
+def pad_images(images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Float[np.ndarray, "b h2 w2 3"]:
     """Normalise images of any sizes and pad them at the right and bottom with zeros to one common size.
 
     The size is the largest of the batch, rounded up to a multiple of 32. Source: spec/grounding_model.md 2.
@@ -111,7 +111,7 @@ class Grounding(nn.Module):
         anchors = jnp.asarray(anchor_logits(features.level_sizes))
         valid = jnp.isfinite(anchors[:, :1])
         states = self.enc_output_norm(self.enc_output(jnp.where(valid, features.memory, 0.0)))
-        self.sow("intermediates", "enc_output_norm", states)
+        self.sow("intermediates", "candidates", states)
         scores = self.class_logits(states, phrases, phrase_mask)
         # a padded phrase never wins, whatever its slot holds; a row without phrases has all scores equal
         best = jnp.where(phrase_mask[:, None], scores, -jnp.inf).max(-1)

@@ -96,7 +96,7 @@ class EncoderLayer(nn.Module):
         attention = DeformableAttention(
             config.num_heads, config.num_levels, config.num_points, self.dtype, name="self_attn"
         )
-        reference = jnp.asarray(cell_centres(level_sizes))[None]
+        reference = jnp.asarray(cell_centres(level_sizes))[None, :, None]
         attended = attention(x + position, reference, x, level_sizes)
         self.sow("intermediates", "attn", attended)
         x = LayerNorm(dtype=self.dtype, name="norm1")(x + attended)

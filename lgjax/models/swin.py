@@ -179,7 +179,7 @@ class SwinStage(nn.Module):
         if not self.merge:
             return x, x
         merged = PatchMerging(self.dtype, name="downsample")(x)
-        self.sow("intermediates", "downsample", merged)
+        self.sow("intermediates", "merged", merged)
         return x, merged
 
 
@@ -212,7 +212,7 @@ class Swin(nn.Module):
         if images.shape[1] % 32 or images.shape[2] % 32:
             raise ValueError(f"Swin needs image sides that are multiples of 32, got {images.shape[1:3]}")
         x = PatchEmbed(config.embed_dim, config.patch_size, self.dtype, name="patch_embed")(images)
-        self.sow("intermediates", "patch_embed", x)
+        self.sow("intermediates", "patches", x)
         rates = [float(rate) for rate in np.linspace(0, config.drop_path_rate, sum(config.depths))]
         outputs = []
         for stage, depth in enumerate(config.depths):
@@ -228,4 +228,5 @@ class Swin(nn.Module):
                 name=f"layers_{stage}",
             )(x, train)
             outputs.append(LayerNorm(dtype=self.dtype, name=f"norm{stage}")(out))
+        self.sow("intermediates", "maps", tuple(outputs))
         return tuple(outputs)

@@ -1,0 +1,20 @@
+"""Which queries answer for a phrase."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+
+def select_queries(
+    probabilities: Float[Array, "q p"] | Float[np.ndarray, "q p"], threshold: float | None
+) -> list[Int[np.ndarray, "_"]]:
+    """Queries of each phrase: those with a probability strictly above `threshold`, in query order.
+
+    probabilities are a softmax over the queries; `threshold` None keeps the best query alone. At a
+    threshold t a phrase has at most ceil(1 / t) - 1 queries. Source: spec/grounding_model.md 6.
+    """
+    scores = np.asarray(probabilities)
+    if threshold is None:
+        return [np.asarray([best]) for best in scores.argmax(0)]
+    return [np.flatnonzero(column > threshold) for column in scores.T]
