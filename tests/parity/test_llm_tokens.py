@@ -1,7 +1,7 @@
 """Ids, labels, decoding, stopping and collation against the original's; spec/language_model.md 18.2.
 
-Each llm_tokens_*.json names its SentencePiece model by hash. It is looked for in the parity folder and, for
-LLaMA's own file, which may not be passed on, at the path in LGJAX_LLAMA_TOKENIZER.
+Each llm_tokens_*.json names its SentencePiece model by hash. It is looked for in the parity folder, in the
+repository's own, and, for LLaMA's file, which may not be passed on, at the path in LGJAX_LLAMA_TOKENIZER.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def items(kind: str) -> list:
 def tokenizer_of(path: Path) -> Tokenizer:
     wanted = read(path)["tokenizer"]
     llama = os.environ.get("LGJAX_LLAMA_TOKENIZER")
-    for model in [*cases.files("*.model"), *([Path(llama)] if llama else [])]:
+    own = Path(__file__).with_name("data").glob("*.model")
+    for model in [*cases.files("*.model"), *own, *([Path(llama)] if llama else [])]:
         if hashlib.sha256(model.read_bytes()).hexdigest() == wanted["sha256"]:
             by_id = sorted(wanted["added"], key=wanted["added"].__getitem__)
             return Tokenizer.from_model_file(model, by_id)

@@ -103,6 +103,14 @@ def test_stop_spelled_by_pieces(before: list[int], as_byte: tuple[bool, ...]) ->
     assert TOKENIZER.stop_length(ids[:-1]) is None
 
 
+@pytest.mark.parametrize("token", ["<g_s>", "<seg>", "<s>", "<unk>"])
+def test_a_special_token_breaks_the_spelling(token: str) -> None:
+    ids = [spell(letter, True) for letter in "</s>"]
+    (between,) = TOKENIZER.encode(token)[1:]
+    for cut in range(1, 4):
+        assert TOKENIZER.stop_length([*ids[:cut], between, *ids[cut:]]) is None
+
+
 def test_the_stop_pieces_can_spell_the_stop() -> None:
     assert {"<", "/", "s", ">"} <= {PIECES.decode([PIECES.unk_id(), i])[-1:] for i in STOP_PIECES}
 
