@@ -1,0 +1,248 @@
+"""Prefill and decoding of the language model: two compiled programs for each pair of length buckets.
+
+The whole answer is decoded on the device. A row's ids do not depend on the other rows, on padding or on the
+bucket; each row has its own length, limit, temperature and random seed.
+Source: spec/language_model.md 11, 12, 17.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32, Int, Int32
+
+from lgjax.config import SegState
+from lgjax.models.llama import Cache, LayerCache, Llama
+
+GREEDY_BELOW = 1e-4  # a lower temperature takes the best token
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodeSizes:
+    """Static part of decoding: buffer sizes, the ids that matter, and which state stands for a `<seg>`."""
+
+    max_new_tokens: int
+    max_segs: int
+    seg_id: int
+    stop_ids: tuple[int, ...]
+    seg_state: SegState
+
+
+class Sampling(NamedTuple):
+    """How the rows draw their ids: a key for the call, and per row [B] a seed, a temperature and a nucleus.
+
+    A temperature below 1e-4 is greedy; otherwise ids are drawn from softmax(logits / temperature), cut to the
+    smallest set of best ids whose mass reaches `top_p`. Draws depend on the key and the row's seed only.
+    """
+
+    key: jax.Array
+    seeds: np.ndarray | jax.Array
+    temperature: np.ndarray | jax.Array
+    top_p: np.ndarray | jax.Array
+
+
+class Generation(NamedTuple):
+    """What was generated, for B rows.
+
+    ids [B, max_new_tokens] int32: the first `counts` [B] of each row are real and include the stop id;
+    `stopped` [B] says that a stop id came. seg_states [B, max_segs, D] float32: the first `seg_counts` [B]
+    are real. A count above max_segs means that states were left out: decode again with more room.
+    `cached` [B] counts the valid positions of `cache`: everything but the last id.
+    """
+
+    ids: jax.Array
+    counts: jax.Array
+    stopped: jax.Array
+    seg_states: jax.Array
+    seg_counts: jax.Array
+    cache: Cache
+    cached: jax.Array
+
+
+def bucket(n: int, multiple: int = 64) -> int:
+    """Round `n` up to a multiple, at least one, so that few lengths are ever compiled."""
+    return max(1, -(-n // multiple)) * multiple
+
+
+def cache_length(cache: Cache) -> int:
+    """Positions that a cache can hold."""
+    return (cache if isinstance(cache, LayerCache) else cache[0]).keys.shape[-2]
+
+
+def prefill(
+    model: Llama,
+    params: dict,
+    embeds: Float[Array, "b t d"],
+    lengths: Int[np.ndarray, " b"],
+    cache: Cache,
+    starts: Int[np.ndarray, " b"] | None = None,
+) -> tuple[Float[Array, "b d"], Cache]:
+    """Write right-padded input embeddings into the cache; return the state after each row's last one.
+
+    Row i holds `lengths[i]` >= 1 embeddings that belong to positions `starts[i]`, `starts[i]` + 1, ...
+    (default 0); what the cache holds before `starts` is kept and seen. The cache is donated.
+
+    Raises:
+        ValueError: a row is empty, longer than the embeddings, or does not fit into the cache.
+    """
+    lengths = np.asarray(lengths, np.int32)
+    starts = np.zeros_like(lengths) if starts is None else np.asarray(starts, np.int32)
+    if lengths.min() < 1 or lengths.max() > embeds.shape[1]:
+        raise ValueError(f"row lengths {lengths.tolist()} must be 1 to {embeds.shape[1]}, the padded length")
+    if (starts + lengths).max() > cache_length(cache):
+        raise ValueError(f"rows end at {(starts + lengths).tolist()}, the cache holds {cache_length(cache)}")
+    return _prefill(model, params, embeds, lengths, cache, starts)
+
+
+@functools.partial(jax.jit, static_argnames="model", donate_argnames="cache")
+def _prefill(model: Llama, params: dict, embeds, lengths, cache, starts):
+    positions = starts[:, None] + jnp.arange(embeds.shape[1])
+    hidden, cache = model.apply({"params": params}, embeds, positions, cache=cache)
+    return jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0], cache
+
+
+def decode(
+    model: Llama,
+    params: dict,
+    sizes: DecodeSizes,
+    hidden: Float[Array, "b d"],
+    cache: Cache,
+    positions: Int[np.ndarray, " b"],
+    limits: Int[np.ndarray, " b"],
+    sampling: Sampling | None = None,
+    forced: Int[np.ndarray, "b n"] | None = None,
+) -> Generation:
+    """Generate until every row has a stop id or `limits[i]` (1 to max_new_tokens) ids.
+
+    `hidden` and `cache` come from `prefill`, `positions` are the rows' lengths so far. Without `sampling` the
+    best id is taken (the lowest one of equals). `forced[i, n]` >= 0 is taken in place of the n-th choice. The
+    cache is donated.
+
+    Raises:
+        ValueError: a limit is out of range, or the cache is too short for positions + limits.
+    """
+    positions, limits = np.asarray(positions, np.int32), np.asarray(limits, np.int32)
+    if limits.min() < 1 or limits.max() > sizes.max_new_tokens:
+        raise ValueError(f"limits {limits.tolist()} must be 1 to max_new_tokens = {sizes.max_new_tokens}")
+    if (positions + limits).max() > cache_length(cache):
+        needed, held = (positions + limits).max(), cache_length(cache)
+        raise ValueError(f"the cache holds {held} positions, this generation may need {needed}")
+    if forced is not None:
+        room = sizes.max_new_tokens - forced.shape[1]
+        if room < 0:
+            raise ValueError(
+                f"{forced.shape[1]} forced ids, more than max_new_tokens = {sizes.max_new_tokens}"
+            )
+        forced = np.pad(np.asarray(forced, np.int32), ((0, 0), (0, room)), constant_values=-1)
+    return _decode(model, params, sizes, hidden, cache, positions, limits, sampling, forced)
+
+
+class _State(NamedTuple):
+    """Loop state; `ids[b, counts[b] - 1]` is the id that is fed next, at position `cached[b]`."""
+
+    ids: jax.Array
+    counts: jax.Array
+    stopped: jax.Array
+    seg_states: jax.Array
+    seg_counts: jax.Array
+    cache: Cache
+    cached: jax.Array
+    owed: jax.Array  # rows whose newest id is a <seg> that still waits for its own state
+
+
+@functools.partial(jax.jit, static_argnames=("model", "sizes"), donate_argnames="cache")
+def _decode(model: Llama, params, sizes: DecodeSizes, hidden, cache, positions, limits, sampling, forced):
+    b = hidden.shape[0]
+    row = jnp.arange(b)
+    stops = jnp.asarray(sizes.stop_ids, jnp.int32)
+
+    def call(method: str, *args, **kwargs) -> Any:
+        return model.apply({"params": params}, *args, method=method, **kwargs)
+
+    def emit(state: _State, hidden, active) -> _State:
+        """Choose the next id of every active row from the state that predicts it."""
+        ids = choose(call("logits", hidden), state.counts, sampling)
+        if forced is not None:
+            wish = jnp.take_along_axis(forced, state.counts[:, None], axis=1, mode="clip")[:, 0]
+            ids = jnp.where(wish >= 0, wish, ids)
+        seg = active & (ids == sizes.seg_id)
+        state = state._replace(
+            ids=state.ids.at[row, jnp.where(active, state.counts, sizes.max_new_tokens)].set(
+                ids, mode="drop"
+            ),
+            counts=state.counts + active,
+            stopped=state.stopped | (active & jnp.isin(ids, stops)),
+            seg_counts=state.seg_counts + seg,
+            owed=seg & (sizes.seg_state == "at"),
+        )
+        return store(state, hidden, seg) if sizes.seg_state == "before" else state
+
+    def store(state: _State, hidden, which) -> _State:
+        """Write the state of the newest `<seg>` of the rows `which`; no room left: dropped, but counted."""
+        slot = jnp.where(which, state.seg_counts - 1, sizes.max_segs)
+        states = state.seg_states.at[row, slot].set(hidden.astype(jnp.float32), mode="drop")
+        return state._replace(seg_states=states)
+
+    def active_rows(state: _State):
+        return ~state.stopped & (state.counts < limits)
+
+    def step(state: _State) -> _State:
+        newest = jnp.take_along_axis(state.ids, state.counts[:, None] - 1, axis=1)
+        embeds = call("embed", newest)
+        states, cache = call("__call__", embeds, state.cached[:, None], cache=state.cache)
+        active = active_rows(state)
+        state = state._replace(cache=cache, cached=state.cached + active)
+        if sizes.seg_state == "at":
+            state = store(state, states[:, 0], state.owed)
+        return emit(state, states[:, 0], active)
+
+    state = _State(
+        ids=jnp.zeros((b, sizes.max_new_tokens), jnp.int32),
+        counts=jnp.zeros((b,), jnp.int32),
+        stopped=jnp.zeros((b,), bool),
+        seg_states=jnp.zeros((b, sizes.max_segs, hidden.shape[1]), jnp.float32),
+        seg_counts=jnp.zeros((b,), jnp.int32),
+        cache=cache,
+        cached=positions,
+        owed=jnp.zeros((b,), bool),
+    )
+    state = emit(state, hidden, active_rows(state))
+    state = jax.lax.while_loop(lambda s: (active_rows(s) | s.owed).any(), step, state)
+    return Generation(*state[:-1])
+
+
+def choose(
+    logits: Float32[Array, "b vocab"], counts: Int32[Array, " b"], sampling: Sampling | None
+) -> Int32[Array, " b"]:
+    """Take the best id of each row, or draw one; `counts` says how many ids each row already has."""
+    best = logits.argmax(-1).astype(jnp.int32)
+    if sampling is None:
+        return best
+    temperature = jnp.asarray(sampling.temperature, jnp.float32)
+    top_p = jnp.asarray(sampling.top_p, jnp.float32)
+
+    def draw(row_logits, count, seed, heat, mass):
+        row_key = jax.random.fold_in(jax.random.fold_in(sampling.key, seed), count)
+        return jax.random.categorical(row_key, nucleus(row_logits / heat, mass))
+
+    def sample():
+        heat = jnp.maximum(temperature, GREEDY_BELOW)
+        drawn = jax.vmap(draw)(logits, counts, jnp.asarray(sampling.seeds), heat, top_p)
+        return jnp.where(temperature < GREEDY_BELOW, best, drawn).astype(jnp.int32)
+
+    return jax.lax.cond((temperature >= GREEDY_BELOW).any(), sample, lambda: best)
+
+
+def nucleus(logits: Float32[Array, " vocab"], top_p: Float32[Array, ""]) -> Float32[Array, " vocab"]:
+    """Set to -inf all but the smallest set of best ids whose mass reaches `top_p` (ties stay together)."""
+    order = -jnp.sort(-logits)
+    probabilities = jax.nn.softmax(order)
+    before = jnp.cumsum(probabilities) - probabilities
+    kept = (before < top_p).at[0].set(True)
+    threshold = jnp.where(kept, order, jnp.inf).min()
+    return jnp.where((logits >= threshold) | (top_p >= 1), logits, -jnp.inf)

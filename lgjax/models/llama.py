@@ -1,0 +1,279 @@
+"""LLaMA decoder: one module for training, prefill and cached decoding of any Hugging Face LLaMA."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int
+
+from lgjax.config import LlamaConfig
+from lgjax.models.layers import Linear, default_linear, named
+from lgjax.models.matmul import matmul_transposed, widen
+
+Hidden = Float[Array, "b t d"]
+Positions = Int[Array, "b t"]
+
+
+class LayerCache(NamedTuple):
+    """Keys (rotated) and values of one layer, [B, kv heads, length, head dim]."""
+
+    keys: jax.Array
+    values: jax.Array
+
+
+Cache = tuple[LayerCache, ...] | LayerCache
+
+
+def init_cache(
+    config: LlamaConfig,
+    batch: int,
+    length: int,
+    dtype: jnp.dtype = jnp.float32,
+    *,
+    scan_layers: bool = False,
+) -> Cache:
+    """Return an empty cache of `length` positions: one entry a layer, or one with a leading layer axis."""
+    shape = (batch, config.num_kv_heads, length, config.head_dim)
+    if scan_layers:
+        shape = (config.num_layers, *shape)
+        return LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    return tuple(
+        LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers)
+    )
+
+
+def rope_frequencies(config: LlamaConfig) -> Float32[np.ndarray, " half"]:
+    """Return the rotary frequencies (radians a position), scaled as Hugging Face scales them.
+
+    Source: spec/language_model.md 4; transformers' "linear" and "llama3" rules.
+    """
+    exponent = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
+    frequency = config.rope_base**-exponent
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequency.astype(np.float32)
+    slowed = frequency / scaling.factor
+    if scaling.kind == "linear":
+        return slowed.astype(np.float32)
+    turns = scaling.original_max_positions * frequency / (2 * math.pi)
+    span = scaling.high_freq_factor - scaling.low_freq_factor
+    keep = np.clip((turns - scaling.low_freq_factor) / span, 0, 1)
+    return (keep * frequency + (1 - keep) * slowed).astype(np.float32)
+
+
+def rotate(
+    x: Float[Array, "b t h d"], cos: Float32[Array, "b t half"], sin: Float32[Array, "b t half"]
+) -> Float[Array, "b t h d"]:
+    """Turn the pairs (x[j], x[j + d/2]) by the given angles, in the dtype of `x`."""
+    cos, sin = cos[:, :, None].astype(x.dtype), sin[:, :, None].astype(x.dtype)
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+class RMSNorm(nn.Module):
+    """x * rsqrt(mean(x^2) + eps) in float32, cast back, then times the scale."""
+
+    eps: float
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        scale = self.param("scale", named(nn.initializers.ones_init(), "norm"), (x.shape[-1],))
+        x32 = x.astype(jnp.float32)
+        y = x32 * jax.lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + self.eps)
+        return scale.astype(self.dtype) * y.astype(self.dtype)
+
+
+class LlamaAttention(nn.Module):
+    """Grouped-query attention with rotary positions; softmax in float32."""
+
+    config: LlamaConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Hidden,
+        positions: Positions,
+        cos: Float32[Array, "b t half"],
+        sin: Float32[Array, "b t half"],
+        visible: Bool[Array, "b t s"],
+        cache: LayerCache | None,
+    ) -> tuple[Hidden, LayerCache | None]:
+        config = self.config
+        b, t, _ = x.shape
+        heads, kv, d = config.num_heads, config.num_kv_heads, config.head_dim
+
+        def linear(name: str, features: int, axes: tuple[str, str]) -> Linear:
+            return Linear(features, axes, config.attention_bias, dtype=self.dtype, name=name)
+
+        q = linear("q_proj", heads * d, ("embed", "heads"))(x).reshape(b, t, heads, d)
+        k = linear("k_proj", kv * d, ("embed", "kv_heads"))(x).reshape(b, t, kv, d)
+        v = linear("v_proj", kv * d, ("embed", "kv_heads"))(x).reshape(b, t, kv, d)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if cache is None:
+            keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
+        else:
+            row = jnp.arange(b)[:, None]
+            # past the end: dropped, never moved onto another position
+            keys = cache.keys.at[row, :, positions].set(k.astype(cache.keys.dtype), mode="drop")
+            values = cache.values.at[row, :, positions].set(v.astype(cache.values.dtype), mode="drop")
+            cache = LayerCache(keys, values)
+            keys, values = keys.astype(self.dtype), values.astype(self.dtype)
+        q = q.reshape(b, t, kv, heads // kv, d)
+        scores = jnp.einsum("btkgd,bksd->bkgts", q, keys).astype(jnp.float32) * d**-0.5
+        scores = jnp.where(visible[:, None, None], scores, jnp.finfo(jnp.float32).min)
+        weights = jax.nn.softmax(scores).astype(self.dtype)
+        mixed = jnp.einsum("bkgts,bksd->btkgd", weights, values).reshape(b, t, heads * d)
+        return linear("o_proj", config.hidden_size, ("heads", "embed"))(mixed), cache
+
+
+class LlamaMlp(nn.Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    config: LlamaConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Hidden) -> Hidden:
+        def linear(name: str, features: int, axes: tuple[str, str]) -> Linear:
+            return Linear(features, axes, self.config.mlp_bias, dtype=self.dtype, name=name)
+
+        gate = linear("gate_proj", self.config.mlp_size, ("embed", "mlp"))(x)
+        up = linear("up_proj", self.config.mlp_size, ("embed", "mlp"))(x)
+        return linear("down_proj", self.config.hidden_size, ("mlp", "embed"))(nn.silu(gate) * up)
+
+
+class LlamaLayer(nn.Module):
+    """Attention and MLP, each on an RMS-normalised copy of its input and added to it."""
+
+    config: LlamaConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Hidden,
+        cache: LayerCache | None,
+        positions: Positions,
+        cos: Float32[Array, "b t half"],
+        sin: Float32[Array, "b t half"],
+        visible: Bool[Array, "b t s"],
+    ) -> tuple[Hidden, LayerCache | None]:
+        self.sow("intermediates", "hidden_states", x)
+        norm1 = RMSNorm(self.config.norm_eps, self.dtype, name="input_layernorm")
+        norm2 = RMSNorm(self.config.norm_eps, self.dtype, name="post_attention_layernorm")
+        attention = LlamaAttention(self.config, self.dtype, name="self_attn")
+        mixed, cache = attention(norm1(x), positions, cos, sin, visible, cache)
+        x = x + mixed
+        x = x + LlamaMlp(self.config, self.dtype, name="mlp")(norm2(x))
+        return nn.with_logical_constraint(x, ("batch", "length", "embed")), cache
+
+
+class Llama(nn.Module):
+    """The decoder. Parameters may be float32, bfloat16 or raw bits (`matmul.bfloat16_bits`).
+
+    `scan_layers` compiles one layer for all of them, with parameters stacked under `layers` (`stack_layers`);
+    sown "hidden_states" (the input of each layer) are then stacked too. Source: spec/language_model.md 4.
+    """
+
+    config: LlamaConfig
+    dtype: jnp.dtype = jnp.float32
+    scan_layers: bool = False
+
+    def setup(self) -> None:
+        config = self.config
+        self.embed_tokens = self.param(
+            "embed_tokens",
+            named(nn.initializers.normal(0.02), "vocab", "embed"),
+            (config.vocab_size, config.hidden_size),
+        )
+        self.layers: Any
+        if self.scan_layers:
+            in_axes: Any = (0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast)
+            self.layers = nn.scan(
+                LlamaLayer,
+                variable_axes={"params": 0, "intermediates": 0},
+                split_rngs={"params": True},
+                in_axes=in_axes,
+                length=config.num_layers,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )(config, self.dtype)
+        else:
+            self.layers = [LlamaLayer(config, self.dtype) for _ in range(config.num_layers)]
+        self.norm = RMSNorm(config.norm_eps, self.dtype)
+        if not config.tie_embeddings:
+            self.lm_head = Linear(
+                config.vocab_size, ("embed", "vocab"), False, default_linear, dtype=jnp.dtype(jnp.float32)
+            )
+
+    def embed(self, ids: Int[Array, "*batch"]) -> Float[Array, "*batch d"]:
+        """Look up token ids; the table is gathered before it is cast."""
+        rows = jnp.take(self.embed_tokens, ids, axis=0)
+        return (widen(rows) if rows.dtype == jnp.uint16 else rows).astype(self.dtype)
+
+    def logits(self, hidden: Float[Array, "*batch d"]) -> Float32[Array, "*batch vocab"]:
+        """Return float32 logits of post-norm hidden states."""
+        if self.config.tie_embeddings:
+            return matmul_transposed(hidden.astype(jnp.float32), self.embed_tokens)
+        return self.lm_head(hidden)
+
+    def __call__(
+        self,
+        embeds: Hidden,
+        positions: Positions,
+        key_mask: Bool[Array, "b t"] | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[Hidden, Cache | None]:
+        """Run the layers on input embeddings; return post-norm hidden states and the updated cache.
+
+        Without a cache, token t sees tokens 0..t whose `key_mask` is True. With one, keys and values are
+        written at `positions` of each row and a query at position p sees cache entries 0..p, so right padding
+        may leave anything beyond a row's length: later tokens overwrite an entry before any query can see it.
+
+        Raises:
+            ValueError: both a cache and a key mask are given.
+        """
+        if cache is not None and key_mask is not None:
+            raise ValueError("key_mask is for training; with a cache, positions decide what a token sees")
+        frequencies = rope_frequencies(self.config)
+        angles = positions[..., None].astype(jnp.float32) * frequencies
+        cos, sin = jnp.cos(angles), jnp.sin(angles)
+        t = embeds.shape[1]
+        if cache is None:
+            visible = jnp.broadcast_to(jnp.tril(jnp.ones((t, t), bool)), (embeds.shape[0], t, t))
+            visible = visible if key_mask is None else visible & key_mask[:, None]
+        else:
+            first = cache if isinstance(cache, LayerCache) else cache[0]
+            visible = jnp.arange(first.keys.shape[-2]) <= positions[..., None]
+        x = nn.with_logical_constraint(embeds.astype(self.dtype), ("batch", "length", "embed"))
+        if self.scan_layers:
+            x, new_cache = self.layers(x, cache, positions, cos, sin, visible)
+        else:
+            layers = []
+            for i, layer in enumerate(self.layers):
+                x, entry = layer(x, None if cache is None else cache[i], positions, cos, sin, visible)
+                layers.append(entry)
+            new_cache = None if cache is None else tuple(layers)
+        return self.norm(x), new_cache
+
+
+def stack_layers(params: dict) -> dict:
+    """Turn `layers_0`, `layers_1`, ... into one `layers` with a leading axis, as `scan_layers` reads them."""
+    count = sum(name.startswith("layers_") for name in params)
+    rest = {name: value for name, value in params.items() if not name.startswith("layers_")}
+    layers = [params[f"layers_{i}"] for i in range(count)]
+    return {**rest, "layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}
+
+
+def unstack_layers(params: dict) -> dict:
+    """Undo `stack_layers`."""
+    count = jax.tree.leaves(params["layers"])[0].shape[0]
+    rest = {name: value for name, value in params.items() if name != "layers"}
+    layers = {f"layers_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]) for i in range(count)}
+    return {**rest, **layers}
