@@ -76,7 +76,9 @@ def _language_rules() -> list[Rule]:
             f"{block}.self_attn.{{p:q_proj|k_proj|v_proj|out_proj}}",
             f"{clip}/layers_{{i}}/self_attn/{{p:q_proj|k_proj|v_proj|out_proj}}",
         ),
-        *_norm(f"{block}.{{n:layer_norm1|layer_norm2}}", f"{clip}/layers_{{i}}/{{n:layer_norm1|layer_norm2}}"),
+        *_norm(
+            f"{block}.{{n:layer_norm1|layer_norm2}}", f"{clip}/layers_{{i}}/{{n:layer_norm1|layer_norm2}}"
+        ),
         *_linear(f"{block}.mlp.{{f:fc1|fc2}}", f"{clip}/layers_{{i}}/mlp/{{f:fc1|fc2}}"),
     ]
 
@@ -91,7 +93,9 @@ def _swin_rules(key: str, path: str) -> list[Rule]:
         *_linear(f"{block_key}.attn.{{p:qkv|proj}}", f"{block}/attn/{{p:qkv|proj}}"),
         *_linear(f"{block_key}.mlp.{{f:fc1|fc2}}", f"{block}/mlp/{{f:fc1|fc2}}"),
         *_norm(f"{key}.layers.{{i}}.downsample.norm", f"{path}/layers_{{i}}/downsample/norm"),
-        *_linear(f"{key}.layers.{{i}}.downsample.reduction", f"{path}/layers_{{i}}/downsample/reduction", False),
+        *_linear(
+            f"{key}.layers.{{i}}.downsample.reduction", f"{path}/layers_{{i}}/downsample/reduction", False
+        ),
         *_norm(f"{key}.norm{{i}}", f"{path}/norm{{i}}"),
     ]
 
