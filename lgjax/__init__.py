@@ -1,3 +1,39 @@
-"""Grounded visual chat in JAX."""
+"""Grounded visual chat in JAX: answers whose phrases are tied to boxes and masks.
+
+    from lgjax import Box, Click, GroundedChat
+
+    chat = GroundedChat.load("model")  # made by `lgjax convert`
+    answer = chat.ask("photo.jpg", "What is the object % doing?", Click(120, 80))
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from lgjax.infer.answer import Answer, Phrase
+    from lgjax.infer.chat import Conversation, GroundedChat
+    from lgjax.infer.regions import Box, Click
+    from lgjax.infer.request import Options
+
+_HOMES = {
+    "Answer": "lgjax.infer.answer",
+    "Box": "lgjax.infer.regions",
+    "Click": "lgjax.infer.regions",
+    "Conversation": "lgjax.infer.chat",
+    "GroundedChat": "lgjax.infer.chat",
+    "Options": "lgjax.infer.request",
+    "Phrase": "lgjax.infer.answer",
+}
+__all__ = ["Answer", "Box", "Click", "Conversation", "GroundedChat", "Options", "Phrase", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used, so that `lgjax --help` need not wait for jax."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lgjax' has no attribute '{name}'")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -7,9 +7,9 @@ The grounding model and the visual-prompt model share it; what they do with its 
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -21,8 +21,7 @@ from lgjax.models.layers import MLP, LayerNorm, Linear, xavier
 from lgjax.models.position import LevelSizes, inverse_sigmoid, sine_box_code
 
 
-@flax.struct.dataclass
-class DecoderStates:
+class DecoderStates(NamedTuple):
     """States after each layer.
 
     hidden: h_0 .. h_{L-1}, each [b, q, c], normed once.

@@ -7,9 +7,9 @@ Source: LLaVA-Grounding section 3; spec/grounding_model.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,8 +28,7 @@ PIXEL_STD = (58.395, 57.120, 57.375)
 MASKED_LOGIT = -100.0  # what the original gives to the padded slots of the phrase list
 
 
-@flax.struct.dataclass
-class Prediction:
+class Prediction(NamedTuple):
     """What the heads say of each query.
 
     logits: float32 [b, q, p], -100 at padded phrases; boxes: float32 [b, q, 4], (cx, cy, w, h) in [0, 1] of

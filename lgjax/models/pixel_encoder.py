@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,8 +36,7 @@ def level_sizes_of(mask_height: int, mask_width: int) -> LevelSizes:
     )
 
 
-@flax.struct.dataclass
-class PixelFeatures:
+class PixelFeatures(NamedTuple):
     """What an image is to a decoder. Keep it as long as questions about the image may come.
 
     memory: float [b, tokens, c], levels concatenated coarse to fine (stride 64, 32, 16, 8).

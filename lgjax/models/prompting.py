@@ -5,8 +5,9 @@ Three mask tokens stand for every prompt; the first carries the object. Source: 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -20,8 +21,7 @@ from lgjax.models.position import inverse_sigmoid
 from lgjax.models.swin import Swin
 
 
-@flax.struct.dataclass
-class PromptPrediction:
+class PromptPrediction(NamedTuple):
     """Heads of one decoder layer for n prompts with t mask tokens each.
 
     states: [b, n, t, c] normed twice; boxes: [b, n, t, 4]; ious: [b, n, t]; mask_embedding: [b, n, t, c].

@@ -1,0 +1,5 @@
+"""`python -m lgjax`."""
+
+from lgjax.cli import main
+
+main()

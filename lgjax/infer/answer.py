@@ -1,0 +1,130 @@
+"""What the model said: text, and for every grounded phrase its place in the text, boxes and masks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from jaxtyping import Bool, Float32
+from pycocotools import mask as coco_mask
+
+from lgjax.text import markup
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Phrase:
+    """A phrase of the answer; `text` stands at characters `span` of the answer's text.
+
+    boxes: float32 [n, 4], (x0, y0, x1, y1) in pixels of the picture, clipped to it; scores: float32 [n] in
+    [0, 1]; masks: bool [n, height, width]. Best first. n is 0 where nothing was found for the phrase.
+    """
+
+    text: str
+    span: tuple[int, int]
+    boxes: Float32[np.ndarray, "n 4"]
+    scores: Float32[np.ndarray, "n"]
+    masks: Bool[np.ndarray, "n h w"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Answer:
+    """An answer about a picture.
+
+    text: without grounding tokens; phrases: one for each `<seg>`; region_masks: bool [regions, height, width],
+    what the model took each click or box for, None without regions; tagged_text: with grounding tokens;
+    canvas_boxes: for each `<seg>` float32 [m, 4], (x0, y0, x1, y1) in [0, 1] of the padded square in the
+    order of the original, one row of zeros where nothing was found; finished: False when the token limit cut
+    the answer; num_tokens: generated ids with the end token.
+    """
+
+    text: str
+    phrases: tuple[Phrase, ...]
+    image: PIL.Image.Image
+    region_masks: Bool[np.ndarray, "n h w"] | None
+    tagged_text: str
+    canvas_boxes: tuple[Float32[np.ndarray, "_ 4"], ...]
+    finished: bool
+    num_tokens: int
+
+    @property
+    def region_mask(self) -> Bool[np.ndarray, "h w"] | None:
+        """The union of all region masks."""
+        return None if self.region_masks is None else self.region_masks.any(0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dict of text, phrases and region mask; masks are COCO run-length codes.
+
+        {"text", "phrases": [{"text", "span", "boxes", "scores", "masks": [{"size", "counts"}]}],
+        "region_mask"}
+        """
+        return {
+            "text": self.text,
+            "phrases": [
+                {
+                    "text": phrase.text,
+                    "span": list(phrase.span),
+                    "boxes": [[round(float(v), 2) for v in box] for box in phrase.boxes],
+                    "scores": [round(float(score), 6) for score in phrase.scores],
+                    "masks": [encode_mask(mask) for mask in phrase.masks],
+                }
+                for phrase in self.phrases
+            ],
+            "region_mask": None if self.region_mask is None else encode_mask(self.region_mask),
+        }
+
+    def draw(self) -> PIL.Image.Image:
+        """The picture with coloured masks and boxes, and the text below in the same colours."""
+        from lgjax.draw import overlay
+
+        return overlay(self)
+
+    def record(self, question_id: int | str) -> markup.Record:
+        """The line that the original's evaluator would write. Source: spec/language_model.md 13.2-13.4."""
+        text, groups = markup.filter_empty_boxes(self.tagged_text, self.canvas_boxes)
+        groups = markup.unresize_boxes(groups, *self.image.size)
+        return markup.format_record(text, groups, question_id)
+
+
+def encode_mask(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
+    """COCO run-length code of a mask: {"size": [height, width], "counts": str}."""
+    code = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    return {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")}
+
+
+def decode_mask(code: dict[str, Any]) -> Bool[np.ndarray, "h w"]:
+    """Undo `encode_mask`.
+
+    Raises:
+        ValueError: the code holds another number of pixels than its size says.
+    """
+    height, width = code["size"]
+    pixels = coco_mask.area({"size": [1, 1], "counts": code["counts"]})
+    if pixels > height * width:
+        raise ValueError(f"mask code holds {pixels} pixels set, but its size is {height} x {width}")
+    return coco_mask.decode(code).astype(bool)
+
+
+def phrase_colour(index: int) -> tuple[int, int, int]:
+    """RGB colour of the index-th phrase; the original's twenty, over and over."""
+    return markup.COLOURS[index % len(markup.COLOURS)]
+
+
+def split_by_phrase(text: str, phrases: Sequence[Phrase]) -> list[tuple[str, int | None]]:
+    """Cut text into (piece, index of its phrase or None), in reading order, nothing lost.
+
+    Where phrases overlap the inner (later) part belongs to the phrase that starts later.
+    """
+    owner: list[int | None] = [None] * len(text)
+    for index in sorted(range(len(phrases)), key=lambda i: (phrases[i].span[0], -phrases[i].span[1])):
+        start, end = phrases[index].span
+        owner[start:end] = [index] * (end - start)
+    pieces: list[tuple[str, int | None]] = []
+    for i, character in enumerate(text):
+        if pieces and pieces[-1][1] == owner[i]:
+            pieces[-1] = (pieces[-1][0] + character, owner[i])
+        else:
+            pieces.append((character, owner[i]))
+    return pieces

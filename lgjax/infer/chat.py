@@ -1,0 +1,262 @@
+"""Ask about pictures: one question, a batch of them, or a conversation that keeps what it has computed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float32
+
+from lgjax.data import images
+from lgjax.infer import engine, generate
+from lgjax.infer.answer import Answer
+from lgjax.infer.load import load_model
+from lgjax.infer.regions import Box, Click, Region, prompt_of
+from lgjax.infer.request import Model, Options, Request, View
+from lgjax.infer.run import Progress, run
+from lgjax.models.llama import Cache
+from lgjax.models.splice import IMAGE_ID, plan_row
+from lgjax.text import markup
+from lgjax.text.conversation import GROUNDING_SUFFIX, History, chat_prompt
+
+Regions = Region | Sequence[Region] | None
+
+
+class GroundedChat:
+    """A model to talk to about pictures; `GroundedChat.load(folder)` makes one."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    @classmethod
+    def load(
+        cls, source: str | Path, *, dtype: str = "auto", mesh: jax.sharding.Mesh | None = None
+    ) -> GroundedChat:
+        """Load a folder made by `lgjax convert`, or the preset "debug" (tiny, untrained).
+
+        dtype: of language model and vision tower, "float32", "bfloat16" or "auto": bfloat16 on accelerators
+        and, on CPUs, float32 where it fits into half of the free memory. A mesh shards the parameters.
+        Grounding and visual prompts always compute in float32.
+
+        Raises:
+            ValueError: not a checkpoint, or its numbers are not those that the conversion found.
+        """
+        return cls(load_model(source, dtype=dtype, mesh=mesh))
+
+    def start(self, image: images.ImageSource, *, history: History = "demo") -> Conversation:
+        """Begin a conversation about a picture (path, PIL image or uint8 RGB array).
+
+        history: how earlier answers stand in later prompts; "demo" as the released demo writes them (without
+        grounding tokens), "training" as the training data does.
+        """
+        return Conversation(self.model, View(self.model, image), history)
+
+    def ask(self, image: images.ImageSource, text: str, region: Regions = None, **options: Any) -> Answer:
+        """Ask one question about a picture; `options` are the fields of `Options`.
+
+        A region is a click or a box in pixels; the question says " %" where it is meant: once for each of
+        several regions, in their order; a single region may be meant more than once.
+
+        Raises:
+            ValueError: an unreadable picture, a region outside it, or marks that do not match the regions.
+        """
+        return self.start(image).ask(text, region, Options(**options))
+
+    def ask_batch(
+        self,
+        pictures: Sequence[images.ImageSource],
+        texts: Sequence[str],
+        regions: Sequence[Regions] | None = None,
+        *,
+        batch_size: int = 8,
+        **options: Any,
+    ) -> list[Answer]:
+        """Ask one question about each picture, `batch_size` at a time; the answers are those of `ask`.
+
+        Raises:
+            ValueError: the lists differ in length; or as `ask`, with the number of the row.
+        """
+        regions = [None] * len(texts) if regions is None else regions
+        if not len(pictures) == len(texts) == len(regions):
+            counts = f"{len(pictures)} pictures, {len(texts)} texts and {len(regions)} regions"
+            raise ValueError(f"{counts}: give one of each for every row")
+        chosen, answers = Options(**options), []
+        for first in range(0, len(texts), batch_size):
+            requests = []
+            for row in range(first, min(first + batch_size, len(texts))):
+                try:
+                    requests.append(self.start(pictures[row]).request(texts[row], regions[row], chosen)[0])
+                except (ValueError, OSError) as error:
+                    raise ValueError(f"row {row}: {error}") from error
+            answers += run(self.model, requests).answers
+        return answers
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Turn:
+    """A finished question as later prompts repeat it.
+
+    slots: for each visual-prompt mark of the prompts up to and including this question, the number of its
+    object feature, or -1 for an ordinary percent sign; objects: the features of this question's regions.
+    """
+
+    question: str
+    answer: str
+    slots: tuple[int, ...]
+    objects: Float32[np.ndarray, "n d"]
+
+
+class Conversation:
+    """Questions about one picture. Image features and the key-value cache are kept between them.
+
+    Each prompt is computed from where it first differs from what the cache holds, so the numbers are those of
+    the whole prompt computed anew.
+    """
+
+    def __init__(self, model: Model, view: View, history: History) -> None:
+        self._model = model
+        self._view = view
+        self._history: History = history
+        self._turns: list[Turn] = []
+        self._cache: Cache | None = None
+        self._held = np.zeros((0, 3), np.int32)  # (token, patch, object) of every position in the cache
+
+    def check(self, region: Region) -> None:
+        """Raise ValueError when `region` lies outside the picture."""
+        prompt_of(region, self._view.image.size)
+
+    def undo(self) -> None:
+        """Take back the last question and its answer.
+
+        Raises:
+            ValueError: nothing was asked yet.
+        """
+        if not self._turns:
+            raise ValueError("there is no question to take back")
+        self._turns.pop()
+
+    def ask(
+        self,
+        text: str,
+        region: Regions = None,
+        options: Options | None = None,
+        *,
+        progress: Progress = lambda what: None,
+    ) -> Answer:
+        """Ask the next question; see `GroundedChat.ask`. A fault leaves the conversation as it was."""
+        request, turn = self.request(text, region, options or Options())
+        content = np.stack([request.plan.tokens, request.plan.patches, request.plan.objects], 1)
+        same = min(len(self._held), len(content) - 1)
+        differs = np.flatnonzero((self._held[:same] != content[:same]).any(1))
+        request = dataclasses.replace(request, start=int(differs[0]) if len(differs) else same)
+        # the cache is used up by the run, also by one that fails
+        cache, self._cache, self._held = self._cache, None, self._held[:0]
+        result = run(self._model, [request], cache if request.start else None, progress)
+        fed = np.full((max(len(result.ids[0]) - 1, 0), 3), -1, np.int32)
+        fed[:, 0] = result.ids[0][: len(fed)]
+        self._cache, self._held = result.cache, np.concatenate([content, fed])
+        answer = result.answers[0]
+        self._turns.append(dataclasses.replace(turn, answer=self._remembered(answer)))
+        return answer
+
+    def _remembered(self, answer: Answer) -> str:
+        """The answer as later prompts repeat it. Source: spec/language_model.md 7.4, 13.5."""
+        if self._history == "training":
+            return answer.tagged_text
+        masks = [np.zeros((len(boxes), 1, 1), bool) for boxes in answer.canvas_boxes]
+        text, _, _ = markup.filter_empty_box_masks(answer.tagged_text, answer.canvas_boxes, masks)
+        return markup.demo_history(markup.demo_html(text))
+
+    def request(self, text: str, region: Regions, options: Options) -> tuple[Request, Turn]:
+        """Plan the prompt of the next question and read its regions; the conversation does not change.
+
+        Raises:
+            ValueError: see `GroundedChat.ask`.
+        """
+        tokenizer, config = self._model.tokenizer, self._model.config
+        question = text.strip()
+        if not question:
+            raise ValueError("the question is empty")
+        if options.ground and not question.endswith(GROUNDING_SUFFIX):
+            question = f"{question} {GROUNDING_SUFFIX}"
+        asked = [(turn.question, turn.answer) for turn in self._turns]
+        ids = self._tokenise(asked, question)
+        # marks of earlier questions and answers come first; an answer's are ordinary percent signs
+        earlier = self._turns[-1].slots if self._turns else ()
+        before = len(self._marks(self._tokenise(asked, "x"))) if asked else 0
+        earlier += (-1,) * (before - len(earlier))
+        marks = self._marks(ids)
+        regions = [] if region is None else [region] if isinstance(region, Click | Box) else list(region)
+        known = [turn.objects for turn in self._turns]
+        first = sum(map(len, known))
+        slots = earlier + _assign(len(marks) - before, len(regions), first)
+        objects, masks = self._read(regions)
+
+        plan = plan_row(ids, config.clip.num_patches)
+        numbers = plan.objects.copy()
+        tokens = plan.tokens.copy()
+        image = int(np.flatnonzero(plan.patches >= 0)[-1])
+        spots = np.flatnonzero((plan.tokens == tokenizer.percent_id) & (np.arange(len(tokens)) > image))
+        for spot, slot in zip(spots, slots, strict=True):
+            if slot >= 0:
+                numbers[spot], tokens[spot] = slot, -1
+        forced: tuple[int, ...] = ()
+        if options.answer is not None:
+            forced = (*tokenizer.encode(options.answer)[1:], tokenizer.eos_id)
+            options = dataclasses.replace(options, max_tokens=len(forced))
+        request = Request(
+            self._view,
+            plan._replace(objects=numbers, tokens=tokens),
+            np.concatenate([*known, objects]),
+            options,
+            masks,
+            forced=forced,
+        )
+        return request, Turn(question, "", slots, objects)
+
+    def _tokenise(self, asked: Sequence[tuple[str, str]], question: str) -> list[int]:
+        return self._model.tokenizer.encode_prompt(chat_prompt(asked, question, history=self._history))
+
+    def _marks(self, ids: Sequence[int]) -> list[int]:
+        """Places of the marks: percent signs of their own after the picture."""
+        image = max(i for i, token in enumerate(ids) if token == IMAGE_ID)
+        percent = self._model.tokenizer.percent_id
+        return [i for i, token in enumerate(ids) if token == percent and i > image]
+
+    def _read(
+        self, regions: Sequence[Region]
+    ) -> tuple[Float32[np.ndarray, "n d"], Bool[np.ndarray, "n h w"] | None]:
+        """Object feature and mask of each region."""
+        width = self._model.config.llama.hidden_size
+        if not regions:
+            return np.zeros((0, width), np.float32), None
+        size = self._view.image.size
+        room = generate.bucket(len(regions), 4)
+        prompts, is_box = np.full((1, room, 4), 0.5, np.float32), np.zeros((1, room), np.int32)
+        for i, region in enumerate(regions):
+            prompts[0, i], is_box[0, i] = prompt_of(region, size), isinstance(region, Box)
+        real = (np.arange(room) < len(regions))[None]
+        features, model = self._view.prompt_features, self._model
+        objects, masks = engine.read_prompts(model.config, model.params, features, prompts, is_box, real)
+        full = images.restore_mask(np.asarray(masks[0, : len(regions)]), size)
+        return np.asarray(objects[0, : len(regions)], np.float32), full
+
+
+def _assign(marks: int, regions: int, first: int) -> tuple[int, ...]:
+    """Number of the object feature of each mark of a question; features are numbered from `first`."""
+    if regions == 0:
+        return (-1,) * marks
+    if marks == 0:
+        raise ValueError(
+            "a region was given but the question does not say where it is meant; write % as a word of its own, "
+            'as in "What is the object % doing?"'
+        )
+    if regions == 1:
+        return (first,) * marks
+    if marks != regions:
+        raise ValueError(f"{regions} regions, but {marks} times % in the question; write one for each region")
+    return tuple(range(first, first + regions))

@@ -1,0 +1,93 @@
+"""The compiled steps of inference; pure functions of configuration, parameters and arrays.
+
+Images are encoded once and kept; everything else works on batches with static, padded shapes.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from lgjax.config import ModelConfig
+from lgjax.models.clip import ClipTower
+from lgjax.models.decoder import mask_logits
+from lgjax.models.grounding import Grounding, Prediction, normalize_pixels, phrase_probabilities
+from lgjax.models.layers import Linear
+from lgjax.models.pixel_encoder import PixelFeatures
+from lgjax.models.position import cxcywh_to_xyxy, resize_bilinear
+from lgjax.models.prompting import Prompting
+
+_compiled = functools.partial(jax.jit, static_argnames=("config", "num_queries"))
+
+
+@_compiled
+def encode_clip(config: ModelConfig, params: dict, images: Float[Array, "b s s 3"]) -> Float[Array, "b n d"]:
+    """Image tokens of the language model."""
+    features = ClipTower(config.clip, jnp.float32).apply({"params": params["clip"]}, images)
+    projector = Linear(config.llama.hidden_size, ("vision", "embed"))
+    return projector.apply({"params": params["projector"]}, features)
+
+
+@_compiled
+def encode_grounding(config: ModelConfig, params: dict, canvas: UInt8[Array, "b s s 3"]) -> PixelFeatures:
+    """Features of the grounding model for square canvases."""
+    model = Grounding(config.grounding, config.llama.hidden_size)
+    return model.apply({"params": params["grounding"]}, normalize_pixels(canvas), method="encode")
+
+
+@_compiled
+def encode_prompting(config: ModelConfig, params: dict, canvas: UInt8[Array, "b s s 3"]) -> PixelFeatures:
+    """Features of the visual-prompt model for square canvases."""
+    model = Prompting(config.prompt, config.llama.hidden_size)
+    return model.apply({"params": params["prompt"]}, normalize_pixels(canvas), method="encode")
+
+
+@_compiled
+def read_prompts(
+    config: ModelConfig,
+    params: dict,
+    features: PixelFeatures,
+    prompts: Float[Array, "b n 4"],
+    is_box: Int[Array, "b n"],
+    prompt_mask: Bool[Array, "b n"],
+) -> tuple[Float[Array, "b n d"], Bool[Array, "b n s s"]]:
+    """Embedding of each prompt and its mask on the canvas; prompts do not see each other, as in training."""
+    model = Prompting(config.prompt, config.llama.hidden_size)
+    variables = {"params": params["prompt"]}
+    predictions = model.apply(variables, features, prompts, is_box, prompt_mask, True, method="predict")
+    objects = model.apply(variables, predictions[-1], method="object_features")
+    logits = mask_logits(predictions[-1].mask_embedding[:, :, 0], features.mask_features)
+    b, n, h, w = logits.shape
+    full = resize_bilinear(logits.reshape(b * n, h, w, 1), 4 * h, 4 * w)
+    return objects, full.reshape(b, n, 4 * h, 4 * w) > 0
+
+
+@_compiled
+def ground(
+    config: ModelConfig,
+    params: dict,
+    features: PixelFeatures,
+    phrases: Float[Array, "b p d"],
+    phrase_mask: Bool[Array, "b p"],
+    num_queries: int,
+) -> tuple[Float[Array, "b q p"], Float[Array, "b q 4"], Float[Array, "b q c"]]:
+    """Probability of every query for every phrase, its box (x0, y0, x1, y1) in [0, 1], its mask embedding."""
+    model = Grounding(config.grounding, config.llama.hidden_size)
+    variables = {"params": params["grounding"]}
+    out = model.apply(
+        variables, features, phrases.astype(jnp.float32), phrase_mask, num_queries, method="predict"
+    )
+    final: Prediction = out["final"]
+    return phrase_probabilities(final.logits), cxcywh_to_xyxy(final.boxes), final.mask_embedding
+
+
+@jax.jit
+def masks_of(
+    mask_embedding: Float[Array, "b q c"], mask_features: Float[Array, "b h w c"], queries: Int[Array, "b k"]
+) -> Bool[Array, "b k h w"]:
+    """Masks of chosen queries at a quarter of the canvas."""
+    chosen = jnp.take_along_axis(mask_embedding, queries[..., None], 1)
+    return mask_logits(chosen, mask_features) > 0

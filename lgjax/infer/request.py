@@ -1,0 +1,142 @@
+"""What a question is made of before any network runs on it: options, a picture, a planned prompt."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+import PIL.Image
+from jaxtyping import Bool, Float32
+
+from lgjax.config import ModelConfig
+from lgjax.data import images
+from lgjax.infer import engine
+from lgjax.models.llama import Llama
+from lgjax.models.pixel_encoder import PixelFeatures
+from lgjax.models.splice import RowPlan
+from lgjax.text.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to answer.
+
+    ground: add "(with grounding)" to the question when it is missing; threshold: a query answers for a phrase
+    above this probability, None keeps the best one alone; queries: object queries, 50 to 900, None for the
+    model's own number; temperature 0 is greedy, otherwise ids are drawn from the nucleus of mass `top_p` with
+    `seed`; max_tokens: most new tokens; stop: texts that end the answer where they begin; answer: a text with
+    grounding tokens to ground instead of a generated one.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    ground: bool = True
+    threshold: float | None = 0.2
+    queries: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    max_tokens: int = 256
+    stop: tuple[str, ...] = ()
+    answer: str | None = None
+
+    def __post_init__(self) -> None:
+        wrong = None
+        if self.threshold is not None and not 0 <= self.threshold < 1:
+            wrong = f"threshold {self.threshold} must be None or within [0, 1)"
+        elif self.queries is not None and not 1 <= self.queries <= 900:
+            wrong = f"queries {self.queries} must be 1 to 900"
+        elif not 0 <= self.temperature < float("inf"):
+            wrong = f"temperature {self.temperature} must be 0 or more"
+        elif not 0 < self.top_p <= 1:
+            wrong = f"top_p {self.top_p} must be within (0, 1]"
+        elif self.max_tokens < 1:
+            wrong = f"max_tokens {self.max_tokens} must be at least 1"
+        elif not 0 <= self.seed < 2**32:
+            wrong = f"seed {self.seed} must be 0 to 4294967295"
+        elif "" in self.stop:
+            wrong = "an empty stop text would end every answer at once"
+        if wrong:
+            raise ValueError(wrong)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A loaded checkpoint: configuration, parameters, tokenizer, and the types to compute in."""
+
+    config: ModelConfig
+    params: dict
+    tokenizer: Tokenizer
+    dtype: Any
+    cache_dtype: Any
+
+    @property
+    def llama(self) -> Llama:
+        """The language model as a module."""
+        return Llama(self.config.llama, self.dtype)
+
+
+class View:
+    """A picture and what the networks made of it, computed when first needed and kept."""
+
+    def __init__(self, model: Model, source: images.ImageSource) -> None:
+        self._model = model
+        self.image: PIL.Image.Image = images.load_image(source)
+
+    @functools.cached_property
+    def tokens(self) -> jax.Array:
+        """Image tokens of the language model, [1, n, d]."""
+        model = self._model
+        pixels = images.clip_preprocess(self.image, model.config.clip.image_size)
+        return engine.encode_clip(model.config, model.params, pixels[None])
+
+    @functools.cached_property
+    def features(self) -> PixelFeatures:
+        """Features of the grounding model.
+
+        Raises:
+            ValueError: the checkpoint has no grounding model.
+        """
+        model = self._model
+        if model.config.grounding is None:
+            raise ValueError("this checkpoint has no grounding model, so phrases cannot get boxes and masks")
+        canvas = self._canvas(model.config.grounding.image_size)
+        return engine.encode_grounding(model.config, model.params, canvas)
+
+    @functools.cached_property
+    def prompt_features(self) -> PixelFeatures:
+        """Features of the visual-prompt model.
+
+        Raises:
+            ValueError: the checkpoint has no visual-prompt model.
+        """
+        model = self._model
+        if model.config.prompt is None:
+            raise ValueError("this checkpoint has no visual-prompt model, so it cannot read clicks and boxes")
+        canvas = self._canvas(model.config.prompt.image_size)
+        return engine.encode_prompting(model.config, model.params, canvas)
+
+    def _canvas(self, side: int) -> np.ndarray:
+        return images.square_canvas(self.image, side)[0][None]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Request:
+    """One row of a batch: a planned prompt about a view.
+
+    plan: where each position comes from; objects: features that the plan's object numbers point at; start:
+    positions that the cache already holds; region_masks: what each region of this question covers; forced:
+    ids to take instead of choosing them.
+    """
+
+    view: View
+    plan: RowPlan
+    objects: Float32[np.ndarray, "n d"]
+    options: Options
+    region_masks: Bool[np.ndarray, "n h w"] | None = None
+    start: int = 0
+    forced: tuple[int, ...] = ()

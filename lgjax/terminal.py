@@ -1,0 +1,151 @@
+"""Chat in a terminal: one question, or a session with commands."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from lgjax.draw import coloured_text
+from lgjax.infer.answer import Answer
+from lgjax.infer.chat import Conversation, GroundedChat
+from lgjax.infer.request import Options
+from lgjax.infer.regions import Region, parse_region
+
+HELP = """\
+/image PATH        another picture (starts a new conversation)
+/click X,Y         point at pixel X,Y; write % in the question where it is meant
+/box X0,Y0,X1,Y1   the same with a box
+/undo              take back the last question
+/save [DIR]        write answer.json and answer.png of the last answer
+/quit              leave"""
+
+
+def save(answer: Answer, folder: Path) -> tuple[Path, Path]:
+    """Write answer.json and answer.png into `folder`, which is made when missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text, picture = folder / "answer.json", folder / "answer.png"
+    text.write_text(json.dumps(answer.to_json(), indent=1) + "\n", encoding="utf-8")
+    answer.draw().save(picture)
+    return text, picture
+
+
+def show(console: Console, answer: Answer) -> None:
+    """Print the answer in colours, then a line for each phrase with its boxes."""
+    console.print(coloured_text(answer))
+    if not answer.finished:
+        console.print("[dim]… cut by the limit of tokens (--max-tokens)[/dim]")
+    if not answer.phrases:
+        return
+    table = Table("phrase", "score", "box (x0, y0, x1, y1)", "mask pixels", box=None, header_style="dim")
+    for phrase in answer.phrases:
+        if not len(phrase.boxes):
+            table.add_row(phrase.text, "-", "nothing found", "")
+        for box, score, mask in zip(phrase.boxes, phrase.scores, phrase.masks, strict=True):
+            corners = ", ".join(f"{value:.0f}" for value in box)
+            table.add_row(phrase.text, f"{score:.2f}", corners, str(int(mask.sum())))
+    console.print(table)
+
+
+def load(console: Console, checkpoint: str, dtype: str) -> GroundedChat:
+    """Load a checkpoint with a progress line.
+
+    Raises:
+        ValueError: no checkpoint was named, or it is not one.
+    """
+    if not checkpoint:
+        raise ValueError(
+            "no checkpoint: name one with --checkpoint DIR (made by `lgjax convert`), "
+            "or try the plumbing with --checkpoint debug, a tiny untrained model"
+        )
+    with console.status(f"loading {checkpoint} …"):
+        return GroundedChat.load(checkpoint, dtype=dtype)
+
+
+def chat(
+    image: Path,
+    question: str | None,
+    *,
+    checkpoint: str,
+    dtype: str,
+    regions: tuple[str, ...],
+    as_json: bool,
+    out: Path | None,
+    options: Options,
+) -> None:
+    """Answer one question about `image`, or start a session when there is none."""
+    console = Console(stderr=as_json)
+    prompts = [parse_region(text) for text in regions]
+    model = load(console, checkpoint, dtype)
+    conversation = model.start(image)
+    if question is None:
+        session(console, model, conversation, prompts, out or Path("lgjax-answers"), options)
+        return
+    answer = _ask(console, conversation, question, prompts, options)
+    if as_json:
+        print(json.dumps(answer.to_json()))
+    else:
+        show(console, answer)
+    if out is not None:
+        console.print("wrote " + " and ".join(str(path) for path in save(answer, out)), style="dim")
+
+
+def _ask(
+    console: Console, conversation: Conversation, question: str, prompts: list[Region], options: Options
+) -> Answer:
+    with console.status("looking …") as status:
+        return conversation.ask(question, prompts, options, progress=lambda what: status.update(f"{what} …"))
+
+
+def session(
+    console: Console,
+    model: GroundedChat,
+    conversation: Conversation,
+    prompts: list[Region],
+    folder: Path,
+    options: Options,
+) -> None:
+    """Read questions and commands until /quit or the end of the input; faults are printed, not raised."""
+    console.print("Ask about the picture; /help lists the commands.", style="dim")
+    last: Answer | None = None
+    while True:
+        try:
+            line = console.input("[bold]> [/bold]").strip()
+        except (EOFError, KeyboardInterrupt):
+            console.print()
+            return
+        command, _, rest = line.partition(" ")
+        try:
+            if not line:
+                continue
+            if command == "/quit":
+                return
+            if command == "/help":
+                console.print(HELP, markup=False)
+            elif command == "/image":
+                conversation, prompts, last = model.start(Path(shlex.split(rest)[0] if rest else "")), [], None
+                console.print(f"looking at {rest}", style="dim")
+            elif command in ("/click", "/box"):
+                region = parse_region(rest)
+                conversation.check(region)
+                prompts.append(region)
+                console.print("write % in the next question where it is meant", style="dim")
+            elif command == "/undo":
+                conversation.undo()
+                console.print("took back the last question", style="dim")
+            elif command == "/save":
+                if last is None:
+                    raise ValueError("there is no answer to save yet")
+                paths = save(last, Path(rest) if rest else folder)
+                console.print("wrote " + " and ".join(map(str, paths)), style="dim")
+            elif command.startswith("/"):
+                raise ValueError(f"no command '{command}'; /help lists them")
+            else:
+                last = _ask(console, conversation, line, prompts, options)
+                prompts = []
+                show(console, last)
+        except (ValueError, OSError) as error:
+            console.print(str(error), style="red", markup=False)

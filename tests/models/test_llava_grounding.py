@@ -1,0 +1,117 @@
+"""The joined model: parameter counts of the full size, logical axes, and rows that do not see each other."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lgjax.config import debug, llava_g_7b
+from lgjax.convert import keys
+from lgjax.models import llava_grounding
+from lgjax.models.llava_grounding import Inputs, LlavaGrounding
+from lgjax.models.splice import plan_batch, plan_row
+from tests.parity import cases
+from tests.weights import fill
+
+
+def paths(tree: dict) -> dict:
+    flat = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: isinstance(x, tuple))[0]
+    return {"/".join(entry.key for entry in path): leaf for path, leaf in flat}
+
+
+def test_full_size_parameters_are_those_of_the_three_manifests():
+    """Every learnt, living tensor of the original is a parameter of the same size, and nothing else is."""
+    ours = {}
+    for path, leaf in paths(llava_grounding.abstract_params(llava_g_7b())).items():
+        key, layout = keys.checkpoint_key(path)
+        order = {"linear": (1, 0), "conv": (3, 2, 0, 1)}.get(layout)
+        ours[key] = [leaf.shape[i] for i in order] if order else list(leaf.shape)
+    want, dead = {}, 0
+    for name in ("llava7b_manifest.json", "openseed_manifest.json", "semsam_manifest.json"):
+        for key, shape in cases.read_json(name).items():
+            if keys.canonical(key) != key or keys.is_buffer(key):
+                continue
+            # the tower's last block is never read: hidden state -2 is its input
+            if keys.is_dead(key) or ".encoder.layers.23." in key:
+                dead += int(np.prod(shape))
+            else:
+                want[key] = shape
+    assert ours == want
+    total = sum(int(np.prod(shape)) for shape in ours.values())
+    assert total + dead == 7_045_818_368 + 54_616_383 + 54_032_448
+
+
+def test_every_parameter_carries_logical_axis_names():
+    config = debug()
+    shapes = paths(llava_grounding.abstract_params(config))
+    axes = paths(llava_grounding.logical_axes(config))
+    assert shapes.keys() == axes.keys()
+    assert all(len(axes[path]) == leaf.ndim for path, leaf in shapes.items())
+    matrices = [path for path, leaf in shapes.items() if leaf.ndim >= 2 and "kernel" in path]
+    assert all(any(axes[path]) for path in matrices)
+
+
+CONFIG = debug()
+MODEL = LlavaGrounding(CONFIG, num_queries=20)
+
+
+@functools.cache
+def parameters() -> dict:
+    return fill(llava_grounding.abstract_params(CONFIG))
+
+
+def rows(count: int):
+    rng = np.random.default_rng(0)
+    ids = [[1, 5, -200, 9, 535, 17, 802], [1, -200, 535, 7, 802, 8, 802, 3, 11, 4], [1, 5, 6, -200, 12, 802]]
+    plans = [plan_row(row, CONFIG.clip.num_patches, 535) for row in ids[:count]]
+    clip = rng.standard_normal((count, 28, 28, 3)).astype(np.float32)
+    pixels = rng.standard_normal((count, 128, 128, 3)).astype(np.float32)
+    prompts = rng.uniform(0.3, 0.6, (count, 1, 4)).astype(np.float32)
+    return plans, clip, pixels, prompts
+
+
+def inputs(plans, clip, pixels, prompts, *, length: int, phrases: int, regions: int) -> Inputs:
+    plan = plan_batch(plans, length)
+    where = [np.flatnonzero(row.tokens == 802) for row in plans]
+    positions = np.zeros((len(plans), phrases), np.int32)
+    mask = np.zeros((len(plans), phrases), bool)
+    for i, found in enumerate(where):
+        positions[i, : len(found)], mask[i, : len(found)] = found, True
+    padded = np.pad(prompts, ((0, 0), (0, regions - 1), (0, 0)), constant_values=0.9)
+    real = np.arange(regions)[None].repeat(len(plans), 0) < 1
+    plan = plan._replace(**{name: jnp.asarray(getattr(plan, name)) for name in plan._fields})
+    return Inputs(
+        jnp.asarray(clip),
+        jnp.asarray(pixels),
+        plan,
+        jnp.asarray(positions),
+        jnp.asarray(mask),
+        jnp.asarray(padded),
+        jnp.ones((len(plans), regions), jnp.int32),
+        jnp.asarray(real),
+    )
+
+
+forward = jax.jit(lambda params, batch: MODEL.apply({"params": params}, batch))
+
+
+@pytest.mark.parametrize(("length", "phrases", "regions"), [(16, 2, 1), (24, 5, 3)])
+def test_batch_and_padding_change_nothing(length: int, phrases: int, regions: int):
+    plans, clip, pixels, prompts = rows(3)
+    together = forward(
+        parameters(), inputs(plans, clip, pixels, prompts, length=length, phrases=phrases, regions=regions)
+    )
+    for i in range(3):
+        tokens = len(plans[i].tokens)
+        count = int((plans[i].tokens == 802).sum())
+        part = slice(i, i + 1)
+        alone = forward(
+            parameters(),
+            inputs(plans[part], clip[part], pixels[part], prompts[part], length=tokens, phrases=count, regions=1),
+        )
+        np.testing.assert_allclose(together.hidden[i, :tokens], alone.hidden[0], rtol=1e-5, atol=3e-5)
+        one, other = together.predictions["final"], alone.predictions["final"]
+        np.testing.assert_allclose(one.boxes[i], other.boxes[0], rtol=1e-5, atol=2e-6)
+        np.testing.assert_allclose(one.logits[i, :, :count], other.logits[0], rtol=1e-5, atol=1e-4)
