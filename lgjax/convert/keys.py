@@ -261,7 +261,7 @@ def to_checkpoint(value: np.ndarray, layout: Layout) -> np.ndarray:
 
 
 def parameter_tree(state: dict[str, np.ndarray]) -> dict:
-    """Turn a whole (small) state dict into a nested parameter dict; aliases, buffers and dead keys are dropped.
+    """Turn a whole (small) state dict into a nested parameter dict without aliases, buffers and dead keys.
 
     Raises:
         KeyError: a key that no rule knows.

@@ -1,4 +1,4 @@
-"""Every key that a checkpoint of given sizes holds, with its shape, in the original's order, by arithmetic alone.
+"""Every key that a checkpoint of given sizes holds, with its shape, in the original's order, by arithmetic.
 
 Source: spec/language_model.md 14, spec/grounding_model.md 13, spec/visual_prompts.md 10.
 """

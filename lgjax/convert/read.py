@@ -19,7 +19,7 @@ import numpy as np
 Format = Literal["bin", "safetensors"]
 INDEX = {"bin": "pytorch_model.bin.index.json", "safetensors": "model.safetensors.index.json"}
 _SHARD = re.compile(r"(.*-)(\d+)(-of-)(\d+)(\.\w+)")
-_SAFE_DTYPES = {
+SAFE_DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F32": np.dtype(np.float32),
@@ -96,7 +96,7 @@ def open_folder(folder: Path) -> Source:
 
 
 def open_file(path: Path) -> Source:
-    """Open one PyTorch or safetensors file; tensors under a "model" or "state_dict" entry are taken from there.
+    """Open one PyTorch or safetensors file; a "model" or "state_dict" entry is entered.
 
     Raises:
         ImportError: a PyTorch file without PyTorch.
@@ -119,7 +119,7 @@ def _open_safetensors(path: Path) -> Opened:
     tensors, findings = {}, []
     for key in handle.keys():  # noqa: SIM118 (not a mapping)
         view = handle.get_slice(key)
-        if (dtype := _SAFE_DTYPES.get(view.get_dtype())) is None:
+        if (dtype := SAFE_DTYPES.get(view.get_dtype())) is None:
             findings.append(f"unknown dtype: '{key}' in {path.name} is {view.get_dtype()}")
             continue
         load = functools.partial(handle.get_tensor, key)
@@ -174,7 +174,7 @@ def _torch_dtype(tensor: Any) -> np.dtype | None:
     name = str(tensor.dtype).removeprefix("torch.")
     name = {"bool": "bool_"}.get(name, name)
     return next(
-        (dtype for dtype in _SAFE_DTYPES.values() if dtype.type.__name__ in (name, name.rstrip("_"))), None
+        (dtype for dtype in SAFE_DTYPES.values() if dtype.type.__name__ in (name, name.rstrip("_"))), None
     )
 
 
