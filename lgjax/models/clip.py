@@ -5,6 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from lgjax.config import ClipConfig
@@ -22,7 +23,7 @@ class ClipAttention(nn.Module):
     """Self-attention of all tokens, no mask; q is scaled after its bias, softmax in float32."""
 
     config: ClipConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
@@ -44,7 +45,7 @@ class ClipMlp(nn.Module):
     """fc2(quick_gelu(fc1(x)))."""
 
     config: ClipConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
@@ -58,7 +59,7 @@ class ClipBlock(nn.Module):
     """Attention and MLP, each on a normalised copy of its input and added to it."""
 
     config: ClipConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
@@ -77,7 +78,7 @@ class ClipTower(nn.Module):
     """
 
     config: ClipConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, images: Float[Array, "b s s 3"]) -> Float[Array, "b patches c"]:

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from lgjax.config import LlamaConfig
@@ -33,7 +34,7 @@ def init_cache(
     config: LlamaConfig,
     batch: int,
     length: int,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     *,
     scan_layers: bool = False,
 ) -> Cache:
@@ -79,7 +80,7 @@ class RMSNorm(nn.Module):
     """x * rsqrt(mean(x^2) + eps) in float32, cast back, then times the scale."""
 
     eps: float
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
@@ -93,7 +94,7 @@ class LlamaAttention(nn.Module):
     """Grouped-query attention with rotary positions; softmax in float32."""
 
     config: LlamaConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -137,7 +138,7 @@ class LlamaMlp(nn.Module):
     """down(silu(gate(x)) * up(x))."""
 
     config: LlamaConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Hidden) -> Hidden:
@@ -153,7 +154,7 @@ class LlamaLayer(nn.Module):
     """Attention and MLP, each on an RMS-normalised copy of its input and added to it."""
 
     config: LlamaConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -183,7 +184,7 @@ class Llama(nn.Module):
     """
 
     config: LlamaConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     scan_layers: bool = False
 
     def setup(self) -> None:
@@ -209,7 +210,7 @@ class Llama(nn.Module):
         self.norm = RMSNorm(config.norm_eps, self.dtype)
         if not config.tie_embeddings:
             self.lm_head = Linear(
-                config.vocab_size, ("embed", "vocab"), False, default_linear, dtype=jnp.dtype(jnp.float32)
+                config.vocab_size, ("embed", "vocab"), False, default_linear, dtype=jnp.float32
             )
 
     def embed(self, ids: Int[Array, "*batch"]) -> Float[Array, "*batch d"]:

@@ -18,8 +18,6 @@ from jaxtyping import Array, Float, UInt16
 MATVEC_ROWS = 16  # input rows unrolled in one step when `x` has a single row
 BLOCK_ROWS = 256  # input rows widened at once otherwise; the float32 block stays small
 
-Weight = Float[Array, "i o"] | UInt16[Array, "i o"]
-
 
 def bfloat16_bits(params: Any) -> Any:
     """Return a parameter tree whose bfloat16 matrices are raw bits, for CPU inference.
@@ -43,7 +41,9 @@ def widen(bits: UInt16[Array, "*shape"]) -> Float[Array, "*shape"]:
     return jax.lax.bitcast_convert_type(bits.astype(jnp.uint32) << 16, jnp.float32)
 
 
-def matmul(x: Float[Array, "*batch i"], kernel: Weight) -> Float[Array, "*batch o"]:
+def matmul(
+    x: Float[Array, "*batch i"], kernel: Float[Array, "i o"] | UInt16[Array, "i o"]
+) -> Float[Array, "*batch o"]:
     """Return x @ kernel in the dtype of `x`; raw bfloat16 bits are accumulated in float32."""
     if kernel.dtype != jnp.uint16:
         return jnp.matmul(x, kernel.astype(x.dtype))
@@ -52,21 +52,24 @@ def matmul(x: Float[Array, "*batch i"], kernel: Weight) -> Float[Array, "*batch 
     return y.reshape(*x.shape[:-1], kernel.shape[1]).astype(x.dtype)
 
 
-def matmul_transposed(x: Float[Array, "*batch i"], table: Weight) -> Float[Array, "*batch o"]:
+def matmul_transposed(
+    x: Float[Array, "*batch i"], table: Float[Array, "o i"] | UInt16[Array, "o i"]
+) -> Float[Array, "*batch o"]:
     """Return x @ table.T in the dtype of `x`, table [out, in], e.g. a tied embedding."""
     if table.dtype != jnp.uint16:
         return jnp.matmul(x, table.astype(x.dtype).T)
     rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
     out = table.shape[0]
-    full = out // BLOCK_ROWS
+    block = min(BLOCK_ROWS, out)
+    full = out // block
 
     def step(s, y):
-        block = jax.lax.dynamic_slice_in_dim(table, s * BLOCK_ROWS, BLOCK_ROWS)
-        return jax.lax.dynamic_update_slice_in_dim(y, rows @ widen(block).T, s * BLOCK_ROWS, 1)
+        part = widen(jax.lax.dynamic_slice_in_dim(table, s * block, block))
+        return jax.lax.dynamic_update_slice_in_dim(y, rows @ part.T, s * block, 1)
 
     y = jax.lax.fori_loop(0, full, step, jnp.zeros((rows.shape[0], out), jnp.float32))
-    if full * BLOCK_ROWS < out:
-        y = y.at[:, full * BLOCK_ROWS :].set(rows @ widen(table[full * BLOCK_ROWS :]).T)
+    if full * block < out:
+        y = y.at[:, full * block :].set(rows @ widen(table[full * block :]).T)
     return y.reshape(*x.shape[:-1], out).astype(x.dtype)
 
 
@@ -86,6 +89,7 @@ def _blocks(x: Float[Array, "m i"], bits: UInt16[Array, "i o"]) -> Float[Array, 
 
 def _accumulate(x, bits, rows: int, multiply):
     """Sum `multiply(x[:, part], bits[part])` over parts of `rows` input rows; the last may be shorter."""
+    rows = min(rows, x.shape[1])
     full = x.shape[1] // rows
 
     def step(s, y):

@@ -1,0 +1,229 @@
+"""LLaMA against Hugging Face, and its three uses (training, prefill, decoding) against each other."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lgjax.models.llama import Llama, init_cache, rope_frequencies, stack_layers, unstack_layers
+from lgjax.models.matmul import bfloat16_bits
+from tests.models.tiny_llama import BASE, CONFIGS, hugging_face, parameters, random_parameters
+
+every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+
+
+def forward(model, params, ids, positions=None, mask=None):
+    if positions is None:
+        positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+
+    @jax.jit
+    def run(params, ids, positions, mask):
+        variables = {"params": params}
+        embeds = model.apply(variables, ids, method="embed")
+        hidden, _ = model.apply(variables, embeds, positions, mask)
+        return hidden, model.apply(variables, hidden, method="logits")
+
+    return jax.tree.map(np.asarray, run(params, ids, positions, mask))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def cached(model, params, embeds, positions, cache):
+    return model.apply({"params": params}, embeds, positions, cache=cache)
+
+
+def random_ids(batch, length, seed=0):
+    return np.random.default_rng(seed).integers(3, BASE.vocab_size, (batch, length))
+
+
+@every_config
+def test_equals_hugging_face(config):
+    torch = pytest.importorskip("torch")
+    theirs = hugging_face(config)
+    params = parameters(theirs, config)
+    ids, lengths = random_ids(3, 17), np.array([17, 9, 1])
+    mask = np.arange(17) < lengths[:, None]
+    hidden, logits = forward(Llama(config), params, ids, mask=jnp.asarray(mask))
+    with torch.no_grad():
+        want = theirs(
+            torch.from_numpy(ids), attention_mask=torch.from_numpy(mask).long(), output_hidden_states=True
+        )
+    np.testing.assert_allclose(hidden[mask], want.hidden_states[-1].numpy()[mask], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(logits[mask], want.logits.numpy()[mask], rtol=0, atol=1e-4)
+
+
+@every_config
+def test_far_positions_equal_hugging_face(config):
+    torch = pytest.importorskip("torch")
+    theirs = hugging_face(config)
+    np.testing.assert_allclose(
+        rope_frequencies(config), theirs.model.rotary_emb.inv_freq.numpy(), rtol=1e-6, atol=0
+    )
+    ids, positions = random_ids(1, 9), np.array([[0, 1, 2, 90, 91, 300, 301, 302, 400]])
+    _, logits = forward(Llama(config), parameters(theirs, config), ids, positions)
+    with torch.no_grad():
+        want = theirs(torch.from_numpy(ids), position_ids=torch.from_numpy(positions)).logits.numpy()
+    np.testing.assert_allclose(logits, want, rtol=0, atol=2e-4)
+
+
+@every_config
+def test_cached_steps_equal_full_forward(config):
+    """Rows of different lengths, garbage in the padding of the prefill, then one token at a time."""
+    model, params = Llama(config), random_parameters(config)
+    ids, lengths = random_ids(3, 20, seed=1), np.array([7, 3, 12])
+    want, _ = forward(model, params, ids)
+    variables = {"params": params}
+    embeds = np.array(model.apply(variables, jnp.asarray(ids), method="embed"))
+    prompt = embeds[:, :14].copy()
+    for row, length in enumerate(lengths):
+        prompt[row, length:] = np.random.default_rng(2).normal(0, 1e3, prompt[row, length:].shape)
+    cache = init_cache(config, 3, 20)
+    positions = jnp.broadcast_to(jnp.arange(14), (3, 14))
+    hidden, cache = cached(model, params, jnp.asarray(prompt), positions, cache)
+    for row, length in enumerate(lengths):
+        np.testing.assert_allclose(hidden[row, :length], want[row, :length], rtol=0, atol=2e-5)
+    for offset in range(8):
+        at = lengths + offset
+        x = jnp.asarray(embeds[np.arange(3), at][:, None])
+        hidden, cache = cached(model, params, x, jnp.asarray(at[:, None]), cache)
+        np.testing.assert_allclose(hidden[:, 0], want[np.arange(3), at], rtol=0, atol=2e-5)
+
+
+def test_prefill_in_parts_equals_whole():
+    model, params = Llama(BASE), random_parameters(BASE)
+    ids = random_ids(2, 15, seed=3)
+    want, _ = forward(model, params, ids)
+    embeds = model.apply({"params": params}, jnp.asarray(ids), method="embed")
+    cache = init_cache(BASE, 2, 15)
+    for start, stop in ((0, 6), (6, 7), (7, 15)):
+        positions = jnp.broadcast_to(jnp.arange(start, stop), (2, stop - start))
+        hidden, cache = cached(model, params, embeds[:, start:stop], positions, cache)
+        np.testing.assert_allclose(hidden, want[:, start:stop], rtol=0, atol=2e-5)
+
+
+def test_positions_past_the_cache_change_nothing():
+    model, params = Llama(BASE), random_parameters(BASE)
+    embeds = model.apply({"params": params}, jnp.asarray(random_ids(1, 9)), method="embed")
+    exact = cached(model, params, embeds[:, :6], jnp.arange(6)[None], init_cache(BASE, 1, 6))[1]
+    over = cached(model, params, embeds, jnp.arange(9)[None], init_cache(BASE, 1, 6))[1]
+    for a, b in zip(jax.tree.leaves(exact), jax.tree.leaves(over), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+
+
+def test_padding_changes_no_real_position():
+    model, params = Llama(BASE), random_parameters(BASE)
+    ids = random_ids(1, 8)
+    padded = np.concatenate([ids, random_ids(1, 5, seed=9)], 1)
+    short, _ = forward(model, params, ids)
+    long, _ = forward(model, params, padded, mask=jnp.asarray(np.arange(13) < 8)[None])
+    np.testing.assert_allclose(long[:, :8], short, rtol=0, atol=2e-5)
+
+
+def test_a_masked_key_is_not_seen():
+    model, params = Llama(BASE), random_parameters(BASE)
+    ids = random_ids(1, 8)
+    other = ids.copy()
+    other[0, 2] = (ids[0, 2] + 1) % BASE.vocab_size
+    mask = jnp.asarray(np.arange(8) != 2)[None]
+    a, b = (forward(model, params, x, mask=mask)[0] for x in (ids, other))
+    np.testing.assert_array_equal(np.delete(a, 2, 1), np.delete(b, 2, 1))
+    assert np.abs(forward(model, params, ids)[0] - forward(model, params, other)[0])[0, 3:].max() > 1e-2
+
+
+@pytest.mark.parametrize("name", ["plain", "biases, llama3 rope"])
+def test_scanned_equals_unrolled(name):
+    config = CONFIGS[name]
+    model, params = Llama(config), random_parameters(config)
+    scanned, stacked = Llama(config, scan_layers=True), stack_layers(params)
+    ids = random_ids(2, 11)
+    shapes = jax.eval_shape(
+        lambda: scanned.init(jax.random.key(0), jnp.zeros((1, 1, 48)), jnp.zeros((1, 1), int))
+    )
+    made = nn.unbox(shapes)["params"]["layers"]
+    assert jax.tree.map(jnp.shape, stacked["layers"]) == jax.tree.map(jnp.shape, made)
+    for a, b in zip(forward(model, params, ids), forward(scanned, stacked, ids), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+
+    def loss(module, weights):
+        x = module.apply({"params": weights}, jnp.asarray(ids), method="embed")
+        return jnp.sin(module.apply({"params": weights}, x, jnp.arange(11)[None].repeat(2, 0))[0]).sum()
+
+    gradient = unstack_layers(jax.jit(jax.grad(lambda p: loss(scanned, p)))(stacked))
+    want = jax.jit(jax.grad(lambda p: loss(model, p)))(params)
+    for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(gradient), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+    x = model.apply({"params": params}, jnp.asarray(ids), method="embed")
+    positions = jnp.broadcast_to(jnp.arange(11), (2, 11))
+    want, cache = cached(model, params, x, positions, init_cache(config, 2, 12))
+    empty = init_cache(config, 2, 12, scan_layers=True)
+    got, stacked_cache = cached(scanned, stacked, x, positions, empty)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+    for i, layer in enumerate(cache):
+        np.testing.assert_allclose(stacked_cache.keys[i], layer.keys, rtol=0, atol=1e-5)
+
+
+def test_stacking_is_undone():
+    params = random_parameters(BASE)
+    back = unstack_layers(stack_layers(params))
+    assert jax.tree.structure(back) == jax.tree.structure(params)
+    for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(params), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@every_config
+def test_raw_bfloat16_bits_equal_their_values(config):
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), random_parameters(config))
+    values = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    bits = bfloat16_bits(params)
+    assert bits["embed_tokens"].dtype == jnp.uint16
+    ids = random_ids(2, 5)
+    for a, b in zip(forward(Llama(config), bits, ids), forward(Llama(config), values, ids), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5)
+
+
+def test_bfloat16_compute_keeps_float32_where_it_matters():
+    params = random_parameters(BASE)
+    half = Llama(BASE, jnp.bfloat16)
+    hidden, logits = forward(half, params, random_ids(1, 6))
+    assert hidden.dtype == jnp.bfloat16 and logits.dtype == np.float32
+    exact = forward(Llama(BASE), params, random_ids(1, 6))[0]
+    assert np.abs(hidden.astype(np.float32) - exact).max() < 0.15
+
+
+def test_tied_model_has_no_head():
+    tied = dataclasses.replace(BASE, tie_embeddings=True)
+    assert "lm_head" not in random_parameters(tied) and "lm_head" in random_parameters(BASE)
+
+
+def test_constraints_reach_the_compiler_only_under_a_mesh():
+    params = random_parameters(BASE)
+    x = jnp.zeros((2, 4, BASE.hidden_size))
+
+    def lowered():
+        def run(params, x):  # a new function each time: jit would reuse the trace
+            return Llama(BASE).apply({"params": params}, x, jnp.zeros((2, 4), int))[0]
+
+        return jax.jit(run).lower(params, x).as_text()
+
+    assert "sharding_constraint" not in lowered()
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    with jax.set_mesh(mesh), nn.logical_axis_rules([("batch", "data")]):
+        assert lowered().count("sharding_constraint") == BASE.num_layers + 1
+
+
+def test_cache_and_key_mask_exclude_each_other():
+    params = random_parameters(BASE)
+    with pytest.raises(ValueError, match="key_mask is for training"):
+        Llama(BASE).apply(
+            {"params": params},
+            jnp.zeros((1, 2, 48)),
+            jnp.zeros((1, 2), int),
+            jnp.ones((1, 2), bool),
+            init_cache(BASE, 1, 4),
+        )
