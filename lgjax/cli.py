@@ -23,8 +23,8 @@ _Regions = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(m
 
 @app.command
 def chat(
-    image: tyro.conf.Positional[Path],
-    question: tyro.conf.Positional[str | None] = None,
+    image: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")],
+    question: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[QUESTION]")] = None,
     /,
     *,
     checkpoint: Annotated[str, tyro.conf.arg(metavar="DIR")] = "",
@@ -39,6 +39,8 @@ def chat(
     max_tokens: int = 256,
     answer: str | None = None,
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    fsdp: int = 1,
+    tensor: int = 1,
     json: bool = False,
     out: Path | None = None,
 ) -> None:
@@ -62,6 +64,8 @@ def chat(
         answer: Ground this text instead of a generated one, for example
             "<g_s> A dog <g_e> <seg> on <g_s> a sofa <g_e> <seg> ."
         dtype: Numbers of the language model; auto takes float32 where it fits into memory.
+        fsdp: Devices over which the weights are split by their inner width.
+        tensor: Devices over which heads and MLP columns are split.
         json: Print the answer as JSON instead of coloured text.
         out: Folder for answer.json and the picture answer.png.
     """
@@ -74,6 +78,7 @@ def chat(
         checkpoint=checkpoint,
         regions=(*click, *box),
         dtype=dtype,
+        devices=(fsdp, tensor),
         as_json=json,
         out=out,
         options=Options(
@@ -87,6 +92,75 @@ def chat(
             answer=answer,
         ),
     )
+
+
+@app.command
+def convert(
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")],
+    target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")],
+    /,
+    *,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    seg_state: Literal["before", "at"] = "before",
+    tokenizer: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Turn PyTorch weights into an lgjax checkpoint folder.
+
+    SOURCE is a LLaVA-Grounding folder (config.json, *.bin or *.safetensors, tokenizer files), or a part that
+    training starts from: a LLaMA/Vicuna or CLIP folder, an OpenSeeD .pt, a Semantic-SAM .pth, an
+    mm_projector.bin. .bin, .pt and .pth files need torch: pip install "lgjax[convert]".
+
+    Args:
+        source: The folder or file with the weights.
+        target: The folder to write.
+        dtype: Number type of language model, vision tower and projector; None keeps every tensor's own.
+        seg_state: The hidden state that stands for a phrase: "before" as the released inference takes it (the
+            one that predicts the <seg> token), "at" as the released training does.
+        tokenizer: Folder or tokenizer.model, when the source has none.
+        overwrite: Replace an existing checkpoint.
+    """
+    from lgjax import terminal
+
+    terminal.convert(source, target, dtype, seg_state, tokenizer, overwrite)
+
+
+@app.command
+def export(
+    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")],
+    target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")],
+    /,
+    *,
+    format: Literal["bin", "safetensors"] | None = None,
+    shard_gb: float | None = None,
+) -> None:
+    """Write a checkpoint in the original's PyTorch layout again.
+
+    Without options a converted checkpoint gives its source's files back, bit for bit.
+
+    Args:
+        checkpoint: Folder made by `lgjax convert`.
+        target: The folder to write.
+        format: .bin (needs torch) or .safetensors files; None as the source was.
+        shard_gb: Largest size of a file in GB; None as the source was.
+    """
+    from lgjax.convert.export import export
+
+    size = None if shard_gb is None else int(shard_gb * 1e9)
+    for name in export(checkpoint, target, format=format, shard_bytes=size):
+        print(f"wrote {target / name}")
+
+
+@app.command
+def inspect(folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")], /) -> None:
+    """Say what a checkpoint folder holds: sizes, number types, token ids, fingerprint, source.
+
+    Args:
+        folder: Folder made by `lgjax convert`.
+    """
+    from lgjax.convert.describe import describe
+
+    print(describe(folder))
 
 
 def _use_compilation_cache() -> None:

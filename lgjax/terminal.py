@@ -1,4 +1,4 @@
-"""Chat in a terminal: one question, or a session with commands."""
+"""What the commands show in a terminal: an answer, a session of questions, a conversion."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ import shlex
 from pathlib import Path
 
 from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from lgjax.config import SegState
+from lgjax.convert.convert import DtypeName
+from lgjax.convert.convert import convert as convert_weights
 from lgjax.draw import coloured_text
 from lgjax.infer.answer import Answer
 from lgjax.infer.chat import Conversation, GroundedChat
 from lgjax.infer.request import Options
+from lgjax.parallel.mesh import make_mesh
 from lgjax.infer.regions import Region, parse_region
 
 HELP = """\
@@ -50,7 +55,7 @@ def show(console: Console, answer: Answer) -> None:
     console.print(table)
 
 
-def load(console: Console, checkpoint: str, dtype: str) -> GroundedChat:
+def load(console: Console, checkpoint: str, dtype: str, devices: tuple[int, int]) -> GroundedChat:
     """Load a checkpoint with a progress line.
 
     Raises:
@@ -61,8 +66,9 @@ def load(console: Console, checkpoint: str, dtype: str) -> GroundedChat:
             "no checkpoint: name one with --checkpoint DIR (made by `lgjax convert`), "
             "or try the plumbing with --checkpoint debug, a tiny untrained model"
         )
+    mesh = None if devices == (1, 1) else make_mesh(fsdp=devices[0], tensor=devices[1])
     with console.status(f"loading {checkpoint} …"):
-        return GroundedChat.load(checkpoint, dtype=dtype)
+        return GroundedChat.load(checkpoint, dtype=dtype, mesh=mesh)
 
 
 def chat(
@@ -71,6 +77,7 @@ def chat(
     *,
     checkpoint: str,
     dtype: str,
+    devices: tuple[int, int],
     regions: tuple[str, ...],
     as_json: bool,
     out: Path | None,
@@ -79,7 +86,7 @@ def chat(
     """Answer one question about `image`, or start a session when there is none."""
     console = Console(stderr=as_json)
     prompts = [parse_region(text) for text in regions]
-    model = load(console, checkpoint, dtype)
+    model = load(console, checkpoint, dtype, devices)
     conversation = model.start(image)
     if question is None:
         session(console, model, conversation, prompts, out or Path("lgjax-answers"), options)
@@ -149,3 +156,30 @@ def session(
                 show(console, last)
         except (ValueError, OSError) as error:
             console.print(str(error), style="red", markup=False)
+
+
+def convert(
+    source: Path,
+    target: Path,
+    dtype: DtypeName | None,
+    seg_state: SegState,
+    tokenizer: Path | None,
+    overwrite: bool,
+) -> None:
+    """Convert weights with a progress bar and say what was found."""
+    columns = (BarColumn(), DownloadColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, transient=True) as bar:
+        task = bar.add_task("reading", total=None)
+        meta = convert_weights(
+            source,
+            target,
+            dtype=dtype,
+            seg_state=seg_state,
+            tokenizer=tokenizer,
+            overwrite=overwrite,
+            progress=lambda path, done, total: bar.update(task, completed=done, total=total, description=path),
+        )
+    skipped = () if meta.source is None else meta.source.skipped
+    Console().print(f"wrote {target}: {', '.join(meta.parts)}; `lgjax inspect {target}` says more", markup=False)
+    if skipped:
+        Console().print(f"left out {len(skipped)} tensors that no parameter takes", style="dim")

@@ -19,7 +19,7 @@ ALLOWED = {
     "convert": {"config", "models", "parallel", "text"},
     "infer": {"config", "models", "parallel", "text", "data", "convert"},
     "draw": {"infer"},
-    "terminal": {"draw", "infer"},
+    "terminal": {"config", "convert", "draw", "infer", "parallel"},
     "cli": {"terminal", "convert", "infer"},
     "__main__": {"cli"},
     "__init__": {"infer", "config"},

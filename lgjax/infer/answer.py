@@ -43,7 +43,7 @@ class Answer:
     text: str
     phrases: tuple[Phrase, ...]
     image: PIL.Image.Image
-    region_masks: Bool[np.ndarray, "n h w"] | None
+    region_masks: Bool[np.ndarray, "r h w"] | None
     tagged_text: str
     canvas_boxes: tuple[Float32[np.ndarray, "_ 4"], ...]
     finished: bool

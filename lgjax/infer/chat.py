@@ -258,5 +258,5 @@ def _assign(marks: int, regions: int, first: int) -> tuple[int, ...]:
     if regions == 1:
         return (first,) * marks
     if marks != regions:
-        raise ValueError(f"{regions} regions, but {marks} times % in the question; write one for each region")
+        raise ValueError(f"{regions} regions, but {marks} times % as a word of its own in the question; write one for each")
     return tuple(range(first, first + regions))

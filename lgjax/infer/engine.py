@@ -20,7 +20,7 @@ from lgjax.models.pixel_encoder import PixelFeatures
 from lgjax.models.position import cxcywh_to_xyxy, resize_bilinear
 from lgjax.models.prompting import Prompting
 
-_compiled = functools.partial(jax.jit, static_argnames=("config", "num_queries"))
+_compiled = functools.partial(jax.jit, static_argnames="config")
 
 
 @_compiled
@@ -65,7 +65,7 @@ def read_prompts(
     return objects, full.reshape(b, n, 4 * h, 4 * w) > 0
 
 
-@_compiled
+@functools.partial(jax.jit, static_argnames=("config", "num_queries"))
 def ground(
     config: ModelConfig,
     params: dict,

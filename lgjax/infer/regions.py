@@ -14,18 +14,18 @@ from lgjax.data.images import ImageSize, prompt_from_box, prompt_from_click
 class Click:
     """A clicked pixel."""
 
-    x: float
-    y: float
+    x: float | int
+    y: float | int
 
 
 @dataclasses.dataclass(frozen=True)
 class Box:
     """A box by two opposite corner pixels."""
 
-    x0: float
-    y0: float
-    x1: float
-    y1: float
+    x0: float | int
+    y0: float | int
+    x1: float | int
+    y1: float | int
 
 
 Region = Click | Box

@@ -35,10 +35,10 @@ class Options:
     """
 
     ground: bool = True
-    threshold: float | None = 0.2
+    threshold: float | int | None = 0.2
     queries: int | None = None
-    temperature: float = 0.0
-    top_p: float = 1.0
+    temperature: float | int = 0.0
+    top_p: float | int = 1.0
     seed: int = 0
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
@@ -137,6 +137,6 @@ class Request:
     plan: RowPlan
     objects: Float32[np.ndarray, "n d"]
     options: Options
-    region_masks: Bool[np.ndarray, "n h w"] | None = None
+    region_masks: Bool[np.ndarray, "r h w"] | None = None
     start: int = 0
     forced: tuple[int, ...] = ()

@@ -65,12 +65,10 @@ def run(
     if any(len(found) for found in states):
         progress("grounding")
     grounded = ground(model, requests, states)
-    answers = [
-        build_answer(
-            request, ids[row], grounded[row], bool(stopped[row]) or len(ids[row]) < counts[row], model.tokenizer
-        )
-        for row, request in enumerate(requests)
-    ]
+    answers = []
+    for row, request in enumerate(requests):
+        finished = bool(stopped[row] or len(ids[row]) < counts[row])
+        answers.append(build_answer(request, ids[row], grounded[row], finished, model.tokenizer))
     return Result(answers, ids, out.cache)
 
 
@@ -131,20 +129,18 @@ def _decode(model: Model, requests: Sequence[Request], hidden: jax.Array, cache:
         forced = np.full((len(requests), room), -1, np.int32)
         for row, request in enumerate(requests):
             forced[row, : len(request.forced)] = request.forced
-    return generate.decode(
-        model.llama,
-        model.params["llama"],
-        sizes,
-        hidden,
-        cache,
-        np.asarray([len(request.plan.tokens) for request in requests], np.int32),
-        np.asarray([option.max_tokens for option in options], np.int32),
-        jax.random.key(0),
-        np.asarray([option.seed for option in options], np.uint32),
-        np.asarray([option.temperature for option in options], np.float32),
-        np.asarray([option.top_p for option in options], np.float32),
-        forced,
-    )
+    sampling = None
+    if any(option.temperature >= generate.GREEDY_BELOW for option in options):
+        sampling = generate.Sampling(
+            key=jax.random.key(0),
+            seeds=np.asarray([option.seed for option in options], np.uint32),
+            temperature=np.asarray([option.temperature for option in options], np.float32),
+            top_p=np.asarray([option.top_p for option in options], np.float32),
+        )
+    positions = np.asarray([len(request.plan.tokens) for request in requests], np.int32)
+    limits = np.asarray([option.max_tokens for option in options], np.int32)
+    params = model.params["llama"]
+    return generate.decode(model.llama, params, sizes, hidden, cache, positions, limits, sampling, forced)
 
 
 def kept_ids(ids: Int32[np.ndarray, " n"], options: Options, tokenizer: Tokenizer) -> Int32[np.ndarray, " m"]:

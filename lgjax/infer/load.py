@@ -1,0 +1,89 @@
+"""From a checkpoint folder, or the name of a preset, to a model that can answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lgjax import config as configs
+from lgjax.convert import fingerprint, meta, store, verify
+from lgjax.infer.request import Model
+from lgjax.models.llava_grounding import init_params
+from lgjax.models.matmul import bfloat16_bits
+from lgjax.text.tokenizer import Tokenizer
+
+DEBUG = "debug"
+NEEDED = ("clip", "projector", "llama")
+
+
+def load_model(source: str | Path, *, dtype: str = "auto", mesh: jax.sharding.Mesh | None = None) -> Model:
+    """Load a checkpoint folder, or "debug": tiny, with fresh random weights, for trying the plumbing.
+
+    See `GroundedChat.load` for dtype and mesh.
+
+    Raises:
+        FileNotFoundError: no checkpoint there.
+        ValueError: an unknown dtype, a checkpoint of parts only, or tokens or outputs other than recorded.
+    """
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise ValueError(f"dtype '{dtype}' is none of auto, float32, bfloat16")
+    if str(source) == DEBUG and not Path(source).exists():
+        return debug_model()
+    folder = Path(source)
+    found = meta.read(folder)
+    if missing := [part for part in NEEDED if part not in found.parts]:
+        raise ValueError(
+            f"{folder} holds only {', '.join(found.parts)}; to chat it also needs {', '.join(missing)}"
+        )
+    tokenizer = Tokenizer.load(folder / store.TOKENIZER)
+    if found.tokens is not None:
+        verify.verify_tokens(tokenizer, found.tokens)
+    chosen = choose_dtype(found, mesh) if dtype == "auto" else np.dtype(dtype)
+    checkpoint = store.load(folder, dtype=chosen, mesh=mesh)
+    fingerprint.verify_fingerprint(checkpoint.params, checkpoint.config, found.fingerprint)
+    on_cpu = jax.default_backend() == "cpu"
+    params = checkpoint.params
+    if on_cpu and mesh is None:
+        # a CPU reads bfloat16 weights fast only as raw bits, and computes in float32
+        params = bfloat16_bits(params)
+    compute = jnp.dtype(jnp.float32) if on_cpu else chosen
+    config = _without_missing(checkpoint.config, found.parts)
+    return Model(config, params, tokenizer, compute, compute)
+
+
+def choose_dtype(found: meta.Meta, mesh: jax.sharding.Mesh | None) -> np.dtype:
+    """bfloat16 on accelerators; on CPUs float32 where the parameters fit into half of the free memory."""
+    if jax.default_backend() != "cpu":
+        return np.dtype(jnp.bfloat16)
+    numbers = sum(sum(counts.values()) for counts in found.dtypes.values())
+    return np.dtype(np.float32) if 4 * numbers < free_memory() / 2 else np.dtype(jnp.bfloat16)
+
+
+def free_memory() -> int:
+    """Bytes that a process may still take; half of the memory where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _without_missing(config: configs.ModelConfig, parts: tuple[str, ...]) -> configs.ModelConfig:
+    absent = {part: None for part in ("grounding", "prompt") if part not in parts}
+    return dataclasses.replace(config, **absent)
+
+
+def debug_model() -> Model:
+    """The preset `debug`: fresh weights of seed 0, and the tokenizer of 803 ids that the package ships."""
+    config = configs.debug()
+    shipped = importlib.resources.files("lgjax") / "assets" / "debug_tokenizer.model"
+    with importlib.resources.as_file(shipped) as file:
+        tokenizer = Tokenizer.from_model_file(file)
+    compute = jnp.dtype(jnp.float32)
+    return Model(config, init_params(config, 0), tokenizer, compute, compute)
