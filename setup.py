@@ -21,7 +21,6 @@ setup(
     description="Grounded visual chat in JAX: LLaVA-Grounding with boxes and masks for every phrase",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["lgjax", "lgjax.*"]),
     package_data={"lgjax": ["assets/*"]},

@@ -1,0 +1,159 @@
+"""The command line as a user meets it: answers, sessions, files, and one clear line for every fault."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from lgjax import __version__
+from lgjax.cli import main
+from lgjax.convert import store
+from lgjax.infer.answer import decode_mask
+from tests.infer.model import GROUNDED, model, picture, tokenizer
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("cli") / "model"
+    store.save(folder, model().config, model().params, tokenizer=tokenizer().files)
+    return str(folder)
+
+
+@pytest.fixture
+def photo(tmp_path) -> str:
+    PIL.Image.fromarray(picture(0)).save(tmp_path / "photo.png")
+    return str(tmp_path / "photo.png")
+
+
+def test_version(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"lgjax {__version__}\n"
+
+
+def test_answer_with_phrases_json_and_picture(checkpoint, photo, tmp_path, capsys):
+    out = tmp_path / "answer"
+    question = "What is the object % doing?"
+    options = ["--checkpoint", checkpoint, "--click", "30,40", "--answer", GROUNDED, "--threshold", "None"]
+    main(["chat", photo, question, *options, "--out", str(out)])
+    printed = capsys.readouterr().out
+    assert "A man rides two brown horses, slowly." in printed and "two brown horses" in printed.split("\n", 1)[1]
+    answer = json.loads((out / "answer.json").read_text())
+    assert [phrase["text"] for phrase in answer["phrases"]] == ["A man", "two brown horses"]
+    assert decode_mask(answer["region_mask"]).shape == (90, 120)
+    with PIL.Image.open(out / "answer.png") as drawn:
+        assert drawn.width >= 480 and drawn.height > 360
+
+    main(["chat", photo, question, *options, "--json"])
+    assert json.loads(capsys.readouterr().out) == answer
+
+
+def test_numbers_of_the_command_reach_the_answer(checkpoint, photo, capsys):
+    base = ["chat", photo, "What is it?", "--checkpoint", checkpoint, "--answer", GROUNDED, "--json"]
+    main([*base, "--threshold", "0.0", "--queries", "60"])
+    answer = json.loads(capsys.readouterr().out)
+    assert {len(phrase["boxes"]) for phrase in answer["phrases"]} == {60}
+    drawn = set()
+    for seed in ("1", "1", "2"):
+        arguments = ["--temperature", "1.5", "--seed", seed, "--max-tokens", "8", "--json"]
+        main(["chat", photo, "What is it?", "--checkpoint", checkpoint, *arguments])
+        drawn.add(json.loads(capsys.readouterr().out)["text"])
+    assert len(drawn) == 2
+
+
+def test_session(checkpoint, photo, tmp_path, capsys, monkeypatch):
+    lines = iter(
+        [
+            "/help",
+            "What is it?",
+            "/click 30,40",
+            "What is % ?",
+            "/box 900,2,3,4",
+            "/box 1,2",
+            "/undo",
+            "/nonsense",
+            f"/save {tmp_path / 'kept'}",
+            "/image nowhere.png",
+            f"/image {photo}",
+            "/save",
+            "",
+            "/quit",
+            "never read",
+        ]
+    )
+    monkeypatch.setattr("rich.console.Console.input", lambda *a, **k: next(lines))
+    main(["chat", photo, "--checkpoint", checkpoint, "--max-tokens", "6"])
+    out = " ".join(capsys.readouterr().out.split())
+    for part in ("/undo take back", "outside the picture", "took back", "no command '/nonsense'", "is not there"):
+        assert part in out, part
+    assert "no answer to save" in out
+    assert (tmp_path / "kept" / "answer.png").is_file()
+    assert json.loads((tmp_path / "kept" / "answer.json").read_text())["region_mask"] is not None
+    assert next(lines) == "never read"
+
+
+def test_session_ends_with_its_input(checkpoint, photo, monkeypatch):
+    def end(*arguments, **keywords):
+        raise EOFError
+
+    monkeypatch.setattr("rich.console.Console.input", end)
+    main(["chat", photo, "--checkpoint", checkpoint])
+
+
+def fault(capsys, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    assert stopped.value.code not in (0, None)
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--click", "5"], "write X,Y for a click"),
+        (["--click", "5,5"], "does not say where"),
+        (["--threshold", "2"], "threshold 2"),
+        (["--queries", "0"], "queries 0"),
+        (["--queries", "900"], "only 340 tokens"),
+        (["--max-tokens", "0"], "max_tokens 0"),
+    ],
+)
+def test_faults_of_options_are_one_line(arguments, part, checkpoint, photo, capsys):
+    if "900" in arguments:
+        arguments = [*arguments, "--answer", GROUNDED]
+    line = fault(capsys, "chat", photo, "What is it?", "--checkpoint", checkpoint, *arguments)
+    assert part in line and line.count("\n") == 1 and line.startswith("lgjax: ")
+
+
+def test_faults_of_files_are_one_line(checkpoint, photo, tmp_path, capsys):
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "cut.png").write_bytes(Path(photo).read_bytes()[:-200])
+    (tmp_path / "other").mkdir()
+    cases = {
+        "no checkpoint": ["chat", photo, "a?"],
+        "is not an lgjax checkpoint": ["chat", photo, "a?", "--checkpoint", str(tmp_path / "other")],
+        "is not there": ["chat", "nowhere.png", "a?", "--checkpoint", checkpoint],
+        "not a picture": ["chat", str(tmp_path / "text.png"), "a?", "--checkpoint", checkpoint],
+        "truncated": ["chat", str(tmp_path / "cut.png"), "a?", "--checkpoint", checkpoint],
+        "there is no such folder": ["inspect", str(tmp_path / "absent")],
+    }
+    for part, arguments in cases.items():
+        line = fault(capsys, *arguments)
+        assert part in line and line.count("\n") == 1, (part, line)
+
+
+def test_a_checkpoint_whose_numbers_changed_is_refused(checkpoint, photo, tmp_path, capsys):
+    changed = {**model().params, "projector": {**model().params["projector"]}}
+    changed["projector"]["kernel"] = np.asarray(changed["projector"]["kernel"]) * 1.5
+    folder = tmp_path / "changed"
+    store.save(folder, model().config, changed, tokenizer=tokenizer().files)
+    good = json.loads((Path(checkpoint) / "lgjax.json").read_text())
+    bad = json.loads((folder / "lgjax.json").read_text())
+    (folder / "lgjax.json").write_text(json.dumps({**bad, "fingerprint": good["fingerprint"]}))
+    line = fault(capsys, "chat", photo, "a?", "--checkpoint", str(folder))
+    assert "do not give the outputs that were recorded" in line and "projector" in line
+
+
+def test_a_typo_suggests_the_option(photo, capsys):
+    assert "--threshold" in fault(capsys, "chat", photo, "a?", "--treshold", "0.1")
