@@ -117,7 +117,7 @@ def _open_safetensors(path: Path) -> Opened:
     except (safetensors.SafetensorError, OSError) as error:
         return {}, [f"unreadable file: {path.name} ({_size(path)}) is truncated or not safetensors: {error}"]
     tensors, findings = {}, []
-    for key in handle.keys():  # noqa: SIM118 (not a mapping)
+    for key in handle.offset_keys():  # in the order of the file, so that an export can repeat it
         view = handle.get_slice(key)
         if (dtype := SAFE_DTYPES.get(view.get_dtype())) is None:
             findings.append(f"unknown dtype: '{key}' in {path.name} is {view.get_dtype()}")
@@ -141,11 +141,9 @@ def _open_torch(path: Path, nested: bool = False) -> Opened:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
-        reason = (
-            str(error).partition("WeightsUnpickler error: ")[2].strip().split("\n")[0].split(" was not")[0]
-        )
-        said = f": {reason}" if reason else ""
-        return {}, [f"unsafe file: {path.name} holds code or objects, only tensors are read{said}"]
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        said = f" ({named[1]})" if named else ""
+        return {}, [f"unsafe file: {path.name} holds code or objects{said}, only tensors are read"]
     except Exception as error:  # torch raises many kinds for damaged files
         first = str(error).strip().split("\n")[0].split(". ")[0]
         return {}, [f"unreadable file: {path.name} ({_size(path)}) is truncated or no checkpoint: {first}"]
