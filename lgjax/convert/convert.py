@@ -9,18 +9,17 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from lgjax.config import SegState
 from lgjax.convert import hf_config, keys, manifest, read, store, verify
 from lgjax.convert.meta import Meta, SourceKind, SourceLayout
 from lgjax.convert.read import LazyTensor
 from lgjax.text import tokenizer as tokenizers
 
-DtypeName = Literal["float32", "bfloat16", "float16"]
+DTYPES = ("float32", "bfloat16", "float16")
 
 _VISION = "model.vision_tower.vision_tower."
 _PARTS: dict[SourceKind, str] = {
@@ -42,8 +41,8 @@ def convert(
     source: str | Path,
     target: str | Path,
     *,
-    dtype: DtypeName | None = None,
-    seg_state: SegState = "before",
+    dtype: str | None = None,
+    seg_state: str = "before",
     tokenizer: str | Path | None = None,
     overwrite: bool = False,
     progress: store.Progress | None = None,
@@ -63,10 +62,10 @@ def convert(
         ImportError: PyTorch files without PyTorch.
     """
     source, target = Path(source), Path(target)
-    if dtype is not None and dtype not in get_args(DtypeName):
-        raise ValueError(f"dtype '{dtype}' is none of {', '.join(get_args(DtypeName))}")
-    if seg_state not in get_args(SegState):
-        raise ValueError(f"seg_state '{seg_state}' is none of {', '.join(get_args(SegState))}")
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype '{dtype}' is none of {', '.join(DTYPES)}")
+    if seg_state not in ("before", "at"):
+        raise ValueError(f"seg_state '{seg_state}' is neither 'before' nor 'at'")
     if not source.exists():
         raise FileNotFoundError(f"no checkpoint at {source}")
     opened = read.open_folder(source) if source.is_dir() else read.open_file(source)

@@ -92,7 +92,15 @@ def _tensors(folder: Path, meta: Meta) -> dict[str, LazyTensor]:
     entries = manifest.manifest(meta.config)
     unused = read.open_file(folder / store.UNUSED).tensors
     own = _dtypes(meta)
-    ahead = _Ahead(folder, stored)
+    learned = manifest.parameters(entries)
+    if lacking := sorted(learned.keys() - stored.keys()):
+        raise ValueError(
+            f"{folder} lacks {len(lacking)} parameters, such as '{lacking[0]}'; it cannot be exported"
+        )
+    ahead = _Ahead(
+        folder,
+        {path: int(np.prod(e.shape)) * np.dtype(stored[path].dtype).itemsize for path, e in learned.items()},
+    )
     tensors: dict[str, LazyTensor] = {}
     for key, entry in entries.items():
         if key in unused:
@@ -103,9 +111,9 @@ def _tensors(folder: Path, meta: Meta) -> dict[str, LazyTensor]:
             zeros = functools.partial(np.zeros, entry.shape, own(key))
             tensors[key] = LazyTensor(entry.shape, own(key), zeros)
         else:
-            learned = entries[entry.canonical] if entry.kind == "alias" else entry
-            load = functools.partial(ahead.load, learned)
-            tensors[key] = LazyTensor(entry.shape, np.dtype(stored[learned.path].dtype), load)
+            own_entry = entries[entry.canonical] if entry.kind == "alias" else entry
+            load = functools.partial(ahead.load, own_entry)
+            tensors[key] = LazyTensor(entry.shape, np.dtype(stored[own_entry.path].dtype), load)
     for key in _extra_keys(meta, entries):
         tensors[key] = unused.get(key) or _buffer(
             key, Entry("buffer", manifest.position_ids(meta.config.clip)[1]), meta.config, own(key)
@@ -123,14 +131,10 @@ def _extra_keys(meta: Meta, entries: Mapping[str, Entry]) -> list[str]:
 class _Ahead:
     """Reads parameters in batches, as opening the store once for each tensor would take most of the time."""
 
-    def __init__(self, folder: Path, stored: Mapping[str, Any]) -> None:
-        sizes = {
-            path: int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for path, leaf in stored.items()
-        }
+    def __init__(self, folder: Path, sizes: dict[str, int]) -> None:
         self.folder = folder
-        self.batch_of = {
-            path: batch for batch in store.batches(list(sizes), sizes.__getitem__) for path in batch
-        }
+        batches = store.batches(list(sizes), sizes.__getitem__)
+        self.batch_of = {path: batch for batch in batches for path in batch}
         self.held: dict[str, np.ndarray] = {}
 
     def load(self, entry: Entry) -> np.ndarray:

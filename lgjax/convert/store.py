@@ -312,7 +312,7 @@ def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class _InTurn(type_handlers.TypeHandler):
-    """Writes `LazyTensor` leaves as Orbax's own numpy arrays, loaded in small batches when their turn comes."""
+    """Writes `LazyTensor` leaves as Orbax's own numpy arrays, loaded in small batches in their turn."""
 
     def __init__(self) -> None:
         self._numpy = type_handlers.NumpyHandler(deepcopy_host_arrays=False)
@@ -340,7 +340,9 @@ def _handler(**arguments: Any) -> ocp.PyTreeCheckpointHandler:
 
 
 def _save_orbax(folder: Path, tree: dict[str, Any]) -> None:
-    registry = type_handlers.create_type_handler_registry((LazyTensor, _InTurn()))
+    registry = type_handlers.create_type_handler_registry(
+        (LazyTensor, _InTurn()), (jax.Array, type_handlers.ArrayHandler())
+    )
     arguments = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree)
     with ocp.Checkpointer(_handler(type_handler_registry=registry)) as checkpointer:
         checkpointer.save(folder.absolute(), args=ocp.args.PyTreeSave(tree, save_args=arguments))

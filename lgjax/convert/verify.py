@@ -120,7 +120,7 @@ def check_tokens(path: Path, rows: int | None) -> tuple[Tokenizer | None, TokenI
     and trains them. Source: spec/language_model.md 5.
     """
     try:
-        tokenizer = Tokenizer.load(path)
+        tokenizer = Tokenizer.from_model_file(path) if path.is_file() else Tokenizer.load(path)
     except (FileNotFoundError, ValueError) as error:
         return None, None, [f"tokenizer: {error}"]
     if rows is None:
