@@ -5,13 +5,29 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 EXTRAS = {
-    "train": ["tensorflow-datasets>=4.9.10", "grain>=0.2.18", "array-record>=0.8", "importlib_resources", "tensorboardX"],
+    "train": [
+        "tensorflow-datasets>=4.9.10",
+        "grain>=0.2.18",
+        "array-record>=0.8",
+        "importlib_resources",
+        "tensorboardX",
+    ],
     "convert": ["torch>=2.6"],
     "serve": ["gradio>=6.31,<7", "fastapi"],
     "quant": ["qwix>=0.1.8"],
     "tpu": ["jax[tpu]>=0.10.2,<0.11"],
     "cuda": ["jax[cuda12]>=0.10.2,<0.11"],
-    "test": ["pytest>=8", "pytest-xdist", "hypothesis", "jaxtyping", "beartype", "chex", "scipy", "ruff", "pyright"],
+    "test": [
+        "pytest>=8",
+        "pytest-xdist",
+        "hypothesis",
+        "jaxtyping",
+        "beartype",
+        "chex",
+        "scipy",
+        "ruff",
+        "pyright",
+    ],
 }
 EXTRAS["all"] = sorted({need for name in ("train", "convert", "serve", "quant") for need in EXTRAS[name]})
 

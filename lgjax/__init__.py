@@ -1,9 +1,9 @@
 """Grounded visual chat in JAX: answers whose phrases are tied to boxes and masks.
 
-    from lgjax import Box, Click, GroundedChat
+from lgjax import Box, Click, GroundedChat
 
-    chat = GroundedChat.load("model")  # made by `lgjax convert`
-    answer = chat.ask("photo.jpg", "What is the object % doing?", Click(120, 80))
+chat = GroundedChat.load("model")  # made by `lgjax convert`
+answer = chat.ask("photo.jpg", "What is the object % doing?", Click(120, 80))
 """
 
 from __future__ import annotations

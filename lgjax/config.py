@@ -150,7 +150,13 @@ def debug() -> ModelConfig:
     return ModelConfig(
         clip=ClipConfig(image_size=28, patch_size=14, hidden_size=32, mlp_size=64, num_layers=3, num_heads=2),
         llama=LlamaConfig(
-            vocab_size=803, hidden_size=64, mlp_size=128, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16
+            vocab_size=803,
+            hidden_size=64,
+            mlp_size=128,
+            num_layers=2,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=16,
         ),
         grounding=GroundingConfig(swin=swin, transformer=transformer, image_size=128, num_queries=50),
         prompt=PromptConfig(swin=swin, transformer=transformer, image_size=128),

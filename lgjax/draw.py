@@ -47,7 +47,9 @@ def overlay(answer: Answer) -> PIL.Image.Image:
     for index, phrase in enumerate(answer.phrases):
         for box in phrase.boxes:
             x0, y0, x1, y1 = (float(v) * scale for v in box)
-            draw.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=phrase_colour(index), width=max(2, size // 8))
+            draw.rectangle(
+                (x0, y0, max(x0, x1), max(y0, y1)), outline=phrase_colour(index), width=max(2, size // 8)
+            )
             _label(draw, (x0, y0), phrase.text or str(index + 1), phrase_colour(index), font, image.size)
     return _with_text(image, answer, font, size)
 
@@ -65,8 +67,9 @@ def _with_text(image: PIL.Image.Image, answer: Answer, font, size: int) -> PIL.I
     margin, line = size, round(size * 1.5)
     placed, x, y = [], float(margin), margin // 2
     for piece, index in split_by_phrase(answer.text, answer.phrases):
-        grounded = index is not None and len(answer.phrases[index].boxes) > 0
-        colour = phrase_colour(index) if grounded else PLAIN_COLOUR
+        colour = PLAIN_COLOUR
+        if index is not None and len(answer.phrases[index].boxes):
+            colour = phrase_colour(index)
         for word in re.findall(r"\S+|\s+", piece):
             width = font.getlength(" " if word.isspace() else word)
             if not word.isspace() and x + width > image.width - margin and x > margin:

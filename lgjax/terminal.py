@@ -10,15 +10,13 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lgjax.config import SegState
-from lgjax.convert.convert import DtypeName
 from lgjax.convert.convert import convert as convert_weights
 from lgjax.draw import coloured_text
 from lgjax.infer.answer import Answer
 from lgjax.infer.chat import Conversation, GroundedChat
+from lgjax.infer.regions import Region, parse_region
 from lgjax.infer.request import Options
 from lgjax.parallel.mesh import make_mesh
-from lgjax.infer.regions import Region, parse_region
 
 HELP = """\
 /image PATH        another picture (starts a new conversation)
@@ -133,7 +131,11 @@ def session(
             if command == "/help":
                 console.print(HELP, markup=False)
             elif command == "/image":
-                conversation, prompts, last = model.start(Path(shlex.split(rest)[0] if rest else "")), [], None
+                conversation, prompts, last = (
+                    model.start(Path(shlex.split(rest)[0] if rest else "")),
+                    [],
+                    None,
+                )
                 console.print(f"looking at {rest}", style="dim")
             elif command in ("/click", "/box"):
                 region = parse_region(rest)
@@ -161,8 +163,8 @@ def session(
 def convert(
     source: Path,
     target: Path,
-    dtype: DtypeName | None,
-    seg_state: SegState,
+    dtype: str | None,
+    seg_state: str,
     tokenizer: Path | None,
     overwrite: bool,
 ) -> None:
@@ -177,9 +179,13 @@ def convert(
             seg_state=seg_state,
             tokenizer=tokenizer,
             overwrite=overwrite,
-            progress=lambda path, done, total: bar.update(task, completed=done, total=total, description=path),
+            progress=lambda path, done, total: bar.update(
+                task, completed=done, total=total, description=path
+            ),
         )
     skipped = () if meta.source is None else meta.source.skipped
-    Console().print(f"wrote {target}: {', '.join(meta.parts)}; `lgjax inspect {target}` says more", markup=False)
+    Console().print(
+        f"wrote {target}: {', '.join(meta.parts)}; `lgjax inspect {target}` says more", markup=False
+    )
     if skipped:
         Console().print(f"left out {len(skipped)} tensors that no parameter takes", style="dim")

@@ -38,7 +38,9 @@ def test_answer_with_phrases_json_and_picture(checkpoint, photo, tmp_path, capsy
     options = ["--checkpoint", checkpoint, "--click", "30,40", "--answer", GROUNDED, "--threshold", "None"]
     main(["chat", photo, question, *options, "--out", str(out)])
     printed = capsys.readouterr().out
-    assert "A man rides two brown horses, slowly." in printed and "two brown horses" in printed.split("\n", 1)[1]
+    assert (
+        "A man rides two brown horses, slowly." in printed and "two brown horses" in printed.split("\n", 1)[1]
+    )
     answer = json.loads((out / "answer.json").read_text())
     assert [phrase["text"] for phrase in answer["phrases"]] == ["A man", "two brown horses"]
     assert decode_mask(answer["region_mask"]).shape == (90, 120)
@@ -85,7 +87,13 @@ def test_session(checkpoint, photo, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("rich.console.Console.input", lambda *a, **k: next(lines))
     main(["chat", photo, "--checkpoint", checkpoint, "--max-tokens", "6"])
     out = " ".join(capsys.readouterr().out.split())
-    for part in ("/undo take back", "outside the picture", "took back", "no command '/nonsense'", "is not there"):
+    for part in (
+        "/undo take back",
+        "outside the picture",
+        "took back",
+        "no command '/nonsense'",
+        "is not there",
+    ):
         assert part in out, part
     assert "no answer to save" in out
     assert (tmp_path / "kept" / "answer.png").is_file()

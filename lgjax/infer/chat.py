@@ -252,11 +252,13 @@ def _assign(marks: int, regions: int, first: int) -> tuple[int, ...]:
         return (-1,) * marks
     if marks == 0:
         raise ValueError(
-            "a region was given but the question does not say where it is meant; write % as a word of its own, "
-            'as in "What is the object % doing?"'
+            "a region was given but the question does not say where it is meant; "
+            'write % as a word of its own, as in "What is the object % doing?"'
         )
     if regions == 1:
         return (first,) * marks
     if marks != regions:
-        raise ValueError(f"{regions} regions, but {marks} times % as a word of its own in the question; write one for each")
+        raise ValueError(
+            f"{regions} regions, but {marks} times % as a word of its own in the question; write one for each"
+        )
     return tuple(range(first, first + regions))

@@ -6,7 +6,9 @@ Images are encoded once and kept; everything else works on batches with static, 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
@@ -20,29 +22,41 @@ from lgjax.models.pixel_encoder import PixelFeatures
 from lgjax.models.position import cxcywh_to_xyxy, resize_bilinear
 from lgjax.models.prompting import Prompting
 
+
+def _apply(module: nn.Module, params: dict, *inputs: Any, method: str = "__call__") -> Any:
+    return module.apply({"params": params}, *inputs, method=method)
+
+
+def _grounding(config: ModelConfig) -> Grounding:
+    assert config.grounding is not None, "the caller checks that the checkpoint can ground"
+    return Grounding(config.grounding, config.llama.hidden_size)
+
+
+def _prompting(config: ModelConfig) -> Prompting:
+    assert config.prompt is not None, "the caller checks that the checkpoint reads visual prompts"
+    return Prompting(config.prompt, config.llama.hidden_size)
+
+
 _compiled = functools.partial(jax.jit, static_argnames="config")
 
 
 @_compiled
 def encode_clip(config: ModelConfig, params: dict, images: Float[Array, "b s s 3"]) -> Float[Array, "b n d"]:
     """Image tokens of the language model."""
-    features = ClipTower(config.clip, jnp.float32).apply({"params": params["clip"]}, images)
-    projector = Linear(config.llama.hidden_size, ("vision", "embed"))
-    return projector.apply({"params": params["projector"]}, features)
+    features = _apply(ClipTower(config.clip), params["clip"], images)
+    return _apply(Linear(config.llama.hidden_size, ("vision", "embed")), params["projector"], features)
 
 
 @_compiled
 def encode_grounding(config: ModelConfig, params: dict, canvas: UInt8[Array, "b s s 3"]) -> PixelFeatures:
     """Features of the grounding model for square canvases."""
-    model = Grounding(config.grounding, config.llama.hidden_size)
-    return model.apply({"params": params["grounding"]}, normalize_pixels(canvas), method="encode")
+    return _apply(_grounding(config), params["grounding"], normalize_pixels(canvas), method="encode")
 
 
 @_compiled
 def encode_prompting(config: ModelConfig, params: dict, canvas: UInt8[Array, "b s s 3"]) -> PixelFeatures:
     """Features of the visual-prompt model for square canvases."""
-    model = Prompting(config.prompt, config.llama.hidden_size)
-    return model.apply({"params": params["prompt"]}, normalize_pixels(canvas), method="encode")
+    return _apply(_prompting(config), params["prompt"], normalize_pixels(canvas), method="encode")
 
 
 @_compiled
@@ -55,10 +69,9 @@ def read_prompts(
     prompt_mask: Bool[Array, "b n"],
 ) -> tuple[Float[Array, "b n d"], Bool[Array, "b n s s"]]:
     """Embedding of each prompt and its mask on the canvas; prompts do not see each other, as in training."""
-    model = Prompting(config.prompt, config.llama.hidden_size)
-    variables = {"params": params["prompt"]}
-    predictions = model.apply(variables, features, prompts, is_box, prompt_mask, True, method="predict")
-    objects = model.apply(variables, predictions[-1], method="object_features")
+    model, own = _prompting(config), params["prompt"]
+    predictions = _apply(model, own, features, prompts, is_box, prompt_mask, True, method="predict")
+    objects = _apply(model, own, predictions[-1], method="object_features")
     logits = mask_logits(predictions[-1].mask_embedding[:, :, 0], features.mask_features)
     b, n, h, w = logits.shape
     full = resize_bilinear(logits.reshape(b * n, h, w, 1), 4 * h, 4 * w)
@@ -75,12 +88,8 @@ def ground(
     num_queries: int,
 ) -> tuple[Float[Array, "b q p"], Float[Array, "b q 4"], Float[Array, "b q c"]]:
     """Probability of every query for every phrase, its box (x0, y0, x1, y1) in [0, 1], its mask embedding."""
-    model = Grounding(config.grounding, config.llama.hidden_size)
-    variables = {"params": params["grounding"]}
-    out = model.apply(
-        variables, features, phrases.astype(jnp.float32), phrase_mask, num_queries, method="predict"
-    )
-    final: Prediction = out["final"]
+    inputs = (features, phrases.astype(jnp.float32), phrase_mask, num_queries)
+    final: Prediction = _apply(_grounding(config), params["grounding"], *inputs, method="predict")["final"]
     return phrase_probabilities(final.logits), cxcywh_to_xyxy(final.boxes), final.mask_embedding
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,10 +77,9 @@ def _prefill(
 ) -> tuple[Float[Array, "b d"], Cache]:
     room = generate.bucket(max(len(request.plan.tokens) for request in requests))
     room += generate.bucket(max(request.options.max_tokens for request in requests))
-    if cache is None:
-        cache = init_cache(model.config.llama, len(requests), room, model.cache_dtype)
-    elif (missing := room - generate.cache_length(cache)) > 0:
-        cache = jax.tree.map(lambda part: jnp.pad(part, ((0, 0), (0, 0), (0, missing), (0, 0))), cache)
+    held = init_cache(model.config.llama, len(requests), room, model.cache_dtype) if cache is None else cache
+    if (missing := room - generate.cache_length(held)) > 0:
+        held = jax.tree.map(lambda part: jnp.pad(part, ((0, 0), (0, 0), (0, missing), (0, 0))), held)
     suffixes = [_suffix(request.plan, request.start) for request in requests]
     plan = plan_batch(suffixes, generate.bucket(max(len(suffix.tokens) for suffix in suffixes)))
     tokens = jnp.concatenate([request.view.tokens for request in requests])
@@ -91,7 +90,8 @@ def _prefill(
         objects[row, : len(request.objects)] = request.objects
     embeds = embed(model.llama, model.params["llama"], plan, tokens, objects)
     starts = np.asarray([request.start for request in requests], np.int32)
-    return generate.prefill(model.llama, model.params["llama"], embeds, plan.lengths, cache, starts)
+    lengths = np.asarray(plan.lengths)
+    return generate.prefill(model.llama, model.params["llama"], embeds, lengths, held, starts)
 
 
 def _suffix(plan: RowPlan, start: int) -> RowPlan:
@@ -109,10 +109,16 @@ def embed(
     objects: Float[Array, "b m d"],
 ) -> Float[Array, "b t d"]:
     """Input embeddings of planned prompts. Source: spec/language_model.md 9.2, 9.3."""
-    return splice(functools.partial(llama.apply, {"params": params}, method="embed"), plan, tokens, objects)
+
+    def lookup(ids: jax.Array) -> Any:
+        return llama.apply({"params": params}, ids, method="embed")
+
+    return splice(lookup, plan, tokens, objects)
 
 
-def _decode(model: Model, requests: Sequence[Request], hidden: jax.Array, cache: Cache) -> generate.Generation:
+def _decode(
+    model: Model, requests: Sequence[Request], hidden: jax.Array, cache: Cache
+) -> generate.Generation:
     options = [request.options for request in requests]
     room = generate.bucket(max(option.max_tokens for option in options))
     tokenizer = model.tokenizer
@@ -154,7 +160,9 @@ def kept_ids(ids: Int32[np.ndarray, " n"], options: Options, tokenizer: Tokenize
     low, high = 0, len(ids)  # the decoded text only grows, so the cut can be bisected
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if len(tokenizer.decode(ids[:middle])) <= min(begins) else (low, middle - 1)
+        low, high = (
+            (middle, high) if len(tokenizer.decode(ids[:middle])) <= min(begins) else (low, middle - 1)
+        )
     return ids[:low]
 
 
@@ -170,7 +178,9 @@ def ground(
         phrases[row, : len(found)] = found
     mask = np.arange(room)[None] < np.asarray([len(found) for found in states])[:, None]
     features = jax.tree.map(lambda *parts: jnp.concatenate(parts), *[r.view.features for r in requests])
-    queries = requests[0].options.queries or model.config.grounding.num_queries
+    grounding = model.config.grounding
+    assert grounding is not None, "a view without grounding model has no features"
+    queries = requests[0].options.queries or grounding.num_queries
     out = engine.ground(model.config, model.params, features, phrases, mask, queries)
     probabilities, boxes, embedding = np.asarray(out[0]), np.asarray(out[1]), out[2]
     chosen = [

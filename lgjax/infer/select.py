@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 def select_queries(
     probabilities: Float[Array, "q p"] | Float[np.ndarray, "q p"], threshold: float | None
-) -> list[Int[np.ndarray, "_"]]:
+) -> list[Int[np.ndarray, " _"]]:
     """Queries of each phrase: those with a probability strictly above `threshold`, in query order.
 
     probabilities are a softmax over the queries; `threshold` None keeps the best query alone. At a

@@ -50,7 +50,7 @@ class SelfAttention(nn.Module):
         heads, width = self.num_heads, c // self.num_heads
         linear = functools.partial(Linear, dtype=self.dtype, kernel_init=xavier)
         in_proj = linear(3 * c, ("hidden", "hidden_out"), name="in_proj")
-        # the packed kernel is applied twice because q, k and v have different inputs; XLA drops the unused parts
+        # the packed kernel is applied to both inputs; XLA drops the parts that nobody reads
         q, k, _ = jnp.split(in_proj(x + position), 3, -1)
         v = jnp.split(in_proj(x), 3, -1)[2]
         q, k, v = (part.reshape(b, n, heads, width).transpose(0, 2, 1, 3) for part in (q, k, v))
@@ -58,7 +58,9 @@ class SelfAttention(nn.Module):
         if allowed is not None:
             scores = jnp.where(allowed[:, None], scores, -jnp.inf)
         out = jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(scores).astype(self.dtype), v)
-        return linear(c, ("hidden_out", "hidden"), name="out_proj")(out.transpose(0, 2, 1, 3).reshape(b, n, c))
+        return linear(c, ("hidden_out", "hidden"), name="out_proj")(
+            out.transpose(0, 2, 1, 3).reshape(b, n, c)
+        )
 
 
 class DecoderLayer(nn.Module):
@@ -120,7 +122,9 @@ class Decoder(nn.Module):
         x, hidden, references = content, [], [reference]
         for i, layer in enumerate(self.layers):
             start = jax.lax.stop_gradient(references[-1])
-            position = self.ref_point_head(sine_box_code(start, self.config.hidden_size // 2).astype(self.dtype))
+            position = self.ref_point_head(
+                sine_box_code(start, self.config.hidden_size // 2).astype(self.dtype)
+            )
             x = layer(x, position, start, memory, level_sizes, allowed)
             self.sow("intermediates", f"layer{i}", x)
             references.append(self.refine(x, start))
@@ -133,7 +137,7 @@ def mask_logits(
 ) -> Float[Array, "b q h w"]:
     """Masks of queries at stride 4, as logits in float32."""
     b, h, w, c = mask_features.shape
-    # channels first: XLA:CPU multiplies [q, c] x [c, h*w] 1.5 times faster than against channels-last features
+    # channels first: 1.5 times faster on CPUs than a product with channels-last features
     features = mask_features.reshape(b, h * w, c).swapaxes(1, 2)
     masks = jnp.einsum("bqc,bcn->bqn", mask_embedding, features, preferred_element_type=jnp.float32)
     return masks.reshape(b, -1, h, w)

@@ -1,8 +1,9 @@
-"""Multi-scale deformable attention: a scan over (level, point) pairs of flat row gathers, with its gradient."""
+"""Multi-scale deformable attention: row gathers in a scan over (level, point) pairs, and their gradient."""
 
 from __future__ import annotations
 
 import functools
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -56,7 +57,7 @@ def _gather(rows: Rows, index: Rows) -> Rows:
 def _sample(
     rows: Rows, xy: Rows, weights: Rows, level_sizes: LevelSizes, num_heads: int, row_base: tuple[int, int]
 ) -> Rows:
-    """Weighted sum of bilinear samples. rows [b*tokens*heads, c]; xy [L*P, 2, R]; weights [L*P, R] -> [R, c]."""
+    """Weighted sum of samples: rows [b*tokens*heads, c], xy [L*P, 2, R], weights [L*P, R] -> [R, c]."""
     base = _row_base(row_base, num_heads, rows.shape[0])
 
     def step(total: Rows, inputs: tuple) -> tuple[Rows, None]:
@@ -133,7 +134,7 @@ def multi_scale_deformable_attention(
     xy = pixels.transpose(3, 4, 5, 0, 1, 2).reshape(levels * points, 2, count)
     flat_weights = weights.astype(jnp.float32).transpose(3, 4, 0, 1, 2).reshape(levels * points, count)
     rows = value.astype(jnp.float32).reshape(b * tokens * heads, channels)
-    out = _sample(rows, xy, flat_weights, level_sizes, heads, (b, queries))
+    out = cast(jax.Array, _sample(rows, xy, flat_weights, level_sizes, heads, (b, queries)))
     return out.reshape(b, queries, heads * channels)
 
 
@@ -176,9 +177,9 @@ class DeformableAttention(nn.Module):
             bias_init=_offset_bias(heads, levels, points),
             name="sampling_offsets",
         )(query)
-        scores = linear(heads * levels * points, ("hidden", "samples"), kernel_init=zeros, name="attention_weights")(
-            query
-        )
+        scores = linear(
+            heads * levels * points, ("hidden", "samples"), kernel_init=zeros, name="attention_weights"
+        )(query)
         offsets = offsets.astype(jnp.float32).reshape(b, q, heads, levels, points, 2)
         weights = jax.nn.softmax(scores.astype(jnp.float32).reshape(b, q, heads, levels * points))
         reference = reference[:, :, None, :, None]  # heads and points share it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,7 +13,7 @@ from jaxtyping import Array, Float
 
 from lgjax.models.matmul import matmul
 
-Init = Callable[..., jax.Array]
+Init = Callable[..., Any]
 Axes = tuple[str | None, ...]
 
 xavier = nn.initializers.xavier_uniform()

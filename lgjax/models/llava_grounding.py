@@ -32,8 +32,8 @@ class Inputs(NamedTuple):
     """A static batch of b rows with one image each.
 
     clip_images: float [b, s, s, 3], CLIP's view; pixels: float [b, h, w, 3], normalised grounding view;
-    plan: where every position comes from; seg_positions: int [b, p], position of the hidden state that stands
-    for each phrase, with seg_mask [b, p]; prompts: float [b, n, 4] regions, is_box [b, n], prompt_mask [b, n].
+    plan: where every position comes from; seg_positions: int [b, p], the hidden state that stands for each
+    phrase, with seg_mask [b, p]; prompts: float [b, n, 4] regions, is_box [b, n], prompt_mask [b, n].
     """
 
     clip_images: jax.Array
@@ -52,9 +52,9 @@ class Outputs(NamedTuple):
 
     hidden: jax.Array
     predictions: dict[str, Prediction]
-    features: PixelFeatures
+    features: PixelFeatures | None
     prompts: tuple[PromptPrediction, ...]
-    prompt_features: PixelFeatures
+    prompt_features: PixelFeatures | None
 
 
 def seg_states(
@@ -144,7 +144,9 @@ def abstract_params(config: ModelConfig) -> dict:
 def logical_axes(config: ModelConfig) -> dict:
     """Logical axis names of all parameters: a tuple for each, in the nested dict of `abstract_params`."""
     boxed = _boxed(config)
-    return jax.tree.map(lambda leaf: tuple(leaf.names), boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned))
+    return jax.tree.map(
+        lambda leaf: tuple(leaf.names), boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned)
+    )
 
 
 def init_params(config: ModelConfig, seed: int) -> dict:

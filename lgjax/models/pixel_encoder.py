@@ -138,6 +138,8 @@ class PixelEncoder(nn.Module):
         lateral = project(1, use_bias=False, kernel_init=_kaiming, name="adapter_1")(res2)
         y = lateral + resize_bilinear(levels[0], *res2.shape[1:3])
         y = nn.relu(project(3, use_bias=False, in_axis="hidden", kernel_init=_kaiming, name="layer_1")(y))
-        mask_features = Conv(width, 1, ("hidden", "hidden"), kernel_init=_kaiming, dtype=dtype, name="mask_features")(y)
+        mask_features = Conv(
+            width, 1, ("hidden", "hidden"), kernel_init=_kaiming, dtype=dtype, name="mask_features"
+        )(y)
         memory = jnp.concatenate([m.reshape(m.shape[0], -1, width) for m in reversed(levels)], 1)
         return PixelFeatures(memory, mask_features)

@@ -49,7 +49,9 @@ def cell_centres(level_sizes: LevelSizes) -> np.ndarray:
     """Centres (x, y) in [0, 1] of all cells, levels concatenated, float32 [tokens, 2]."""
     centres = []
     for height, width in level_sizes:
-        y, x = np.meshgrid((np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width, indexing="ij")
+        y, x = np.meshgrid(
+            (np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width, indexing="ij"
+        )
         centres.append(np.stack([x, y], -1).reshape(-1, 2))
     return np.concatenate(centres).astype(np.float32)
 
@@ -70,7 +72,7 @@ def anchor_logits(level_sizes: LevelSizes) -> np.ndarray:
 
 
 def sine_box_code(boxes: Float[Array, "*b q 4"], features: int) -> Float[Array, "*b q f"]:
-    """Sine code of (cx, cy, w, h) boxes in [0, 1]: `features` numbers for each of cy, cx, w, h, in this order.
+    """Sine code of (cx, cy, w, h) boxes in [0, 1]: `features` numbers for each of cy, cx, w, h in turn.
 
     Source: spec/grounding_model.md 5.3.
     """

@@ -60,7 +60,9 @@ class WindowAttention(nn.Module):
             named(_truncated, None, "channel_heads"),
             ((2 * self.window - 1) ** 2, heads),
         )
-        qkv = Linear(3 * c, ("channels", "channels_out"), dtype=self.dtype, kernel_init=_truncated, name="qkv")(x)
+        qkv = Linear(
+            3 * c, ("channels", "channels_out"), dtype=self.dtype, kernel_init=_truncated, name="qkv"
+        )(x)
         # heads before tokens: the batched products then run on contiguous blocks
         q, k, v = qkv.reshape(n, t, 3, heads, width).transpose(2, 0, 3, 1, 4)
         scores = jnp.einsum("nhqd,nhkd->nhqk", q * width**-0.5, k).astype(jnp.float32)
@@ -71,7 +73,9 @@ class WindowAttention(nn.Module):
             scores = (scores.reshape(n // windows, windows, heads, t, t) + mask).reshape(n, heads, t, t)
         out = jnp.einsum("nhqk,nhkd->nhqd", jax.nn.softmax(scores).astype(self.dtype), v)
         out = out.transpose(0, 2, 1, 3).reshape(n, t, c)
-        return Linear(c, ("channels_out", "channels"), dtype=self.dtype, kernel_init=_truncated, name="proj")(out)
+        return Linear(c, ("channels_out", "channels"), dtype=self.dtype, kernel_init=_truncated, name="proj")(
+            out
+        )
 
 
 class DropPath(nn.Module):
@@ -147,7 +151,9 @@ class PatchMerging(nn.Module):
         parts = [x[:, dy::2, dx::2] for dx in (0, 1) for dy in (0, 1)]
         x = LayerNorm(dtype=self.dtype, name="norm")(jnp.concatenate(parts, -1))
         axes = ("channels", "channels_out")
-        return Linear(2 * c, axes, use_bias=False, dtype=self.dtype, kernel_init=_truncated, name="reduction")(x)
+        return Linear(
+            2 * c, axes, use_bias=False, dtype=self.dtype, kernel_init=_truncated, name="reduction"
+        )(x)
 
 
 class SwinStage(nn.Module):

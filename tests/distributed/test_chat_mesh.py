@@ -13,7 +13,9 @@ from lgjax.parallel.rules import shardings
 from tests.infer.model import GROUNDED, chat, model, picture
 
 
-@pytest.mark.parametrize("shape", [{"fsdp": 8}, {"fsdp": 2, "tensor": 4}, {"data": 2, "fsdp": 2, "tensor": 2}])
+@pytest.mark.parametrize(
+    "shape", [{"fsdp": 8}, {"fsdp": 2, "tensor": 4}, {"data": 2, "fsdp": 2, "tensor": 2}]
+)
 def test_answers_do_not_depend_on_the_mesh(shape):
     assert jax.device_count() == 8
     mesh = make_mesh(**shape)

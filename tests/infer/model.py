@@ -24,11 +24,15 @@ def tokenizer() -> Tokenizer:
 @functools.cache
 def model() -> Model:
     params = fill(abstract_params(debug()), seed=3)
-    return Model(debug(), {name: _device(part) for name, part in params.items()}, tokenizer(), jnp.float32, jnp.float32)
+    return Model(
+        debug(), {name: _device(part) for name, part in params.items()}, tokenizer(), jnp.float32, jnp.float32
+    )
 
 
 def _device(tree: dict) -> dict:
-    return {name: _device(leaf) if isinstance(leaf, dict) else jnp.asarray(leaf) for name, leaf in tree.items()}
+    return {
+        name: _device(leaf) if isinstance(leaf, dict) else jnp.asarray(leaf) for name, leaf in tree.items()
+    }
 
 
 def chat() -> GroundedChat:

@@ -114,7 +114,9 @@ def test_a_batch_gives_the_answers_of_one_at_a_time():
 def test_sampling_depends_on_the_seed_alone():
     options = {"temperature": 1.0, "top_p": 0.9, **SHORT}
     one = chat().ask(picture(0), "What is it?", seed=5, **options)
-    again = chat().ask_batch([picture(1), picture(0)], ["A longer question?", "What is it?"], seed=5, **options)[1]
+    again = chat().ask_batch(
+        [picture(1), picture(0)], ["A longer question?", "What is it?"], seed=5, **options
+    )[1]
     other = chat().ask(picture(0), "What is it?", seed=6, **options)
     assert one.tagged_text == again.tagged_text != other.tagged_text
 
@@ -226,7 +228,7 @@ def test_options_out_of_range_are_refused(options):
 
 
 def test_a_bad_row_of_a_batch_is_named():
-    with pytest.raises(ValueError, match="row 1: .*not there"):
+    with pytest.raises(ValueError, match=r"row 1: .*not there"):
         chat().ask_batch([picture(0), "nowhere.jpg"], ["a?", "b?"], **SHORT)
     with pytest.raises(ValueError, match="2 pictures, 1 texts"):
         chat().ask_batch([picture(0), picture(1)], ["a?"], **SHORT)

@@ -59,7 +59,9 @@ def naive(value, locations, weights):
         hat_y = jnp.maximum(0, 1 - jnp.abs(pixels[..., 1, None] - jnp.arange(height)))
         part = value[:, start : start + height * width]
         part = part.reshape(value.shape[0], height, width, *value.shape[2:])
-        total = total + jnp.einsum("bqmpy,bqmpx,bqmp,byxmc->bqmc", hat_y, hat_x, weights[:, :, :, level], part)
+        total = total + jnp.einsum(
+            "bqmpy,bqmpx,bqmp,byxmc->bqmc", hat_y, hat_x, weights[:, :, :, level], part
+        )
         start += height * width
     return total.reshape(*total.shape[:2], -1)
 
@@ -98,5 +100,7 @@ def test_memory_of_an_encoder_layer_stays_small():
         shape((1, tokens, 8, 4, 4, 2), jnp.float32),
         shape((1, tokens, 8, 4, 4), jnp.float32),
     )
-    compiled = jax.jit(lambda v, p, w: multi_scale_deformable_attention(v, p, w, sizes)).lower(*arguments).compile()
+    compiled = (
+        jax.jit(lambda v, p, w: multi_scale_deformable_attention(v, p, w, sizes)).lower(*arguments).compile()
+    )
     assert compiled.memory_analysis().temp_size_in_bytes < 128 * 2**20

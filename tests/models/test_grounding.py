@@ -131,7 +131,9 @@ def test_relative_position_index_of_the_checkpoint_buffer():
     np.testing.assert_array_equal(relative_position_index(7), want[key])
 
 
-@pytest.mark.parametrize(("old", "new"), [((8, 6), (16, 12)), ((5, 7), (9, 20)), ((1, 2), (3, 4)), ((9, 8), (4, 8))])
+@pytest.mark.parametrize(
+    ("old", "new"), [((8, 6), (16, 12)), ((5, 7), (9, 20)), ((1, 2), (3, 4)), ((9, 8), (4, 8))]
+)
 def test_bilinear_resize_equals_torch(old, new):
     x = RNG.standard_normal((2, *old, 3)).astype(np.float32)
     want = torch.nn.functional.interpolate(

@@ -109,7 +109,9 @@ def test_batch_and_padding_change_nothing(length: int, phrases: int, regions: in
         part = slice(i, i + 1)
         alone = forward(
             parameters(),
-            inputs(plans[part], clip[part], pixels[part], prompts[part], length=tokens, phrases=count, regions=1),
+            inputs(
+                plans[part], clip[part], pixels[part], prompts[part], length=tokens, phrases=count, regions=1
+            ),
         )
         np.testing.assert_allclose(together.hidden[i, :tokens], alone.hidden[0], rtol=1e-5, atol=3e-5)
         one, other = together.predictions["final"], alone.predictions["final"]

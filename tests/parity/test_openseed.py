@@ -66,7 +66,9 @@ def test_openseed_ops(name: str):
 def test_openseed_swin(name: str):
     stored, case = load(name), openseed.cases_of("swin")[name]
     pixels = pad_images(openseed.images(case, stored))
-    encode = jax.jit(lambda p, x: openseed.MODEL.apply({"params": p}, x, method="encode", mutable="intermediates"))
+    encode = jax.jit(
+        lambda p, x: openseed.MODEL.apply({"params": p}, x, method="encode", mutable="intermediates")
+    )
     _, state = encode(openseed.parameters(), pixels)
     swin = state["intermediates"]["backbone"]
     cases.assert_stored(stored, "swin.patch_embed", nchw(swin["patches"][0]), 5e-5)
@@ -94,9 +96,7 @@ def test_openseed_pixel(name: str):
     pixels = pad_images(openseed.images(case, stored))
     check_input(stored, pixels)
     encode = jax.jit(
-        lambda p, x: openseed.MODEL.apply(
-            {"params": p}, x, method="encode", mutable="intermediates"
-        )
+        lambda p, x: openseed.MODEL.apply({"params": p}, x, method="encode", mutable="intermediates")
     )
     features, state = encode(openseed.parameters(), pixels)
     for i in range(4):
@@ -167,7 +167,9 @@ def test_openseed_decoder(name: str):
         place = {token: i for i, token in enumerate(got)}
         order.append([place[token] for token in wanted])
     rows = np.arange(len(order))[:, None]
-    aligned = lambda x: np.asarray(x)[rows, np.asarray(order)]
+
+    def aligned(x) -> np.ndarray:
+        return np.asarray(x)[rows, np.asarray(order)]
 
     compared = set()
     for key in names(stored, "layer") + names(stored, "hs") + names(stored, "ref"):
@@ -179,9 +181,13 @@ def test_openseed_decoder(name: str):
 
     for output, prediction in out.items():
         logits = aligned(prediction.logits)
-        cases.assert_stored(stored, f"{output}.logits", logits, noise_tolerance(stored, f"{output}.logits", 7e-4))
+        cases.assert_stored(
+            stored, f"{output}.logits", logits, noise_tolerance(stored, f"{output}.logits", 7e-4)
+        )
         boxes = aligned(prediction.boxes)
-        cases.assert_stored(stored, f"{output}.boxes", boxes, noise_tolerance(stored, f"{output}.boxes", 2e-5))
+        cases.assert_stored(
+            stored, f"{output}.boxes", boxes, noise_tolerance(stored, f"{output}.boxes", 2e-5)
+        )
         if names(stored, f"{output}.masks"):
             masks = aligned(mask_logits(prediction.mask_embedding, features.mask_features))
             tolerance = noise_tolerance(stored, f"{output}.masks", 9e-4)
@@ -195,7 +201,9 @@ def check_inference(stored, prefix: str, final, features, order: list[int]) -> N
     """forward_eval: what is kept at a threshold, its boxes, and its masks."""
     logits, boxes = np.asarray(final.logits[0])[order], np.asarray(final.boxes[0])[order]
     masks = np.asarray(mask_logits(final.mask_embedding, features.mask_features)[0])[order] > 0
-    chosen = select_queries(phrase_probabilities(jnp.asarray(logits[None]))[0], float(stored[f"{prefix}.threshold"]))
+    chosen = select_queries(
+        phrase_probabilities(jnp.asarray(logits[None]))[0], float(stored[f"{prefix}.threshold"])
+    )
     empty = stored[f"{prefix}.is_empty"].astype(bool)
     np.testing.assert_array_equal([len(c) == 0 for c in chosen], empty)
     np.testing.assert_array_equal([max(len(c), 1) for c in chosen], stored[f"{prefix}.count"])

@@ -27,7 +27,9 @@ def run(params, pixels, prompts, is_box, mask, separate):
 
 
 def parameters():
-    return cases.parameters("semsam_manifest.json", cases.read_json("semsam_cases.json")["weights_seed"])["prompt"]
+    return cases.parameters("semsam_manifest.json", cases.read_json("semsam_cases.json")["weights_seed"])[
+        "prompt"
+    ]
 
 
 def close(stored, name: str, value, atol: float) -> None:
