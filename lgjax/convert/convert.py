@@ -9,7 +9,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import ml_dtypes
 import numpy as np
@@ -19,7 +19,7 @@ from lgjax.convert.meta import Meta, SourceKind, SourceLayout
 from lgjax.convert.read import LazyTensor
 from lgjax.text import tokenizer as tokenizers
 
-DTYPES = ("float32", "bfloat16", "float16")
+DtypeName = Literal["float32", "bfloat16", "float16"]
 
 _VISION = "model.vision_tower.vision_tower."
 _PARTS: dict[SourceKind, str] = {
@@ -30,10 +30,8 @@ _PARTS: dict[SourceKind, str] = {
     "projector": "projector",
 }
 _OUTER = {"openseed": "seg_model.model.", "semantic-sam": "interactive_model.model."}
-_STARTS = (
-    "openseed",
-    "semantic-sam",
-)  # matched by name and shape, as the original does; the rest stays fresh
+# matched by name and shape, as the original does; what is absent or does not fit stays fresh
+_STARTS = ("openseed", "semantic-sam")
 _SMALL_FILE = 1 << 24
 
 
@@ -62,8 +60,8 @@ def convert(
         ImportError: PyTorch files without PyTorch.
     """
     source, target = Path(source), Path(target)
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"dtype '{dtype}' is none of {', '.join(DTYPES)}")
+    if dtype is not None and dtype not in get_args(DtypeName):
+        raise ValueError(f"dtype '{dtype}' is none of {', '.join(get_args(DtypeName))}")
     if seg_state not in ("before", "at"):
         raise ValueError(f"seg_state '{seg_state}' is neither 'before' nor 'at'")
     if not source.exists():
