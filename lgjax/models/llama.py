@@ -20,6 +20,9 @@ Hidden = Float[Array, "b t d"]
 Positions = Int[Array, "b t"]
 
 
+CHUNK = 128  # cache entries that one step of decoding looks at together
+
+
 class LayerCache(NamedTuple):
     """Keys (rotated) and values of one layer, [B, kv heads, length, head dim]."""
 
@@ -90,6 +93,43 @@ class RMSNorm(nn.Module):
         return scale.astype(self.dtype) * y.astype(self.dtype)
 
 
+def attend_one(
+    q: Float[Array, "b kv group d"],
+    keys: Float[Array, "b kv s d"],
+    values: Float[Array, "b kv s d"],
+    positions: Int[Array, "b 1"],
+) -> Float[Array, "b kv group d"]:
+    """Attention of one query a row over cache entries 0..position, in chunks up to the furthest row only.
+
+    The loop reads what is filled, not the whole cache, and keeps XLA for CPU from copying the cache into each
+    of its uses at every step. Softmax in float32, accumulated chunk by chunk.
+    """
+    length = keys.shape[2]
+    chunk = min(CHUNK, length)
+    lowest = jnp.finfo(jnp.float32).min
+
+    def step(c, carry):
+        best, total, mixed = carry
+        start = jnp.minimum(c * chunk, length - chunk)
+        index = start + jnp.arange(chunk)
+        visible = (index >= c * chunk) & (index <= positions)  # the last chunk may overlap the one before
+        part = jax.lax.dynamic_slice_in_dim(keys, start, chunk, 2)
+        scores = jnp.matmul(part, q.swapaxes(2, 3)).swapaxes(2, 3).astype(jnp.float32) * q.shape[-1] ** -0.5
+        scores = jnp.where(visible[:, None, None], scores, lowest)
+        new_best = jnp.maximum(best, scores.max(-1, keepdims=True))
+        weights = jnp.where(visible[:, None, None], jnp.exp(scores - new_best), 0)
+        shrink = jnp.exp(best - new_best)
+        part = jax.lax.dynamic_slice_in_dim(values, start, chunk, 2)
+        added = jnp.matmul(weights.astype(q.dtype), part).astype(jnp.float32)
+        return new_best, total * shrink + weights.sum(-1, keepdims=True), mixed * shrink + added
+
+    chunks = jnp.minimum(positions.max(), length - 1) // chunk + 1
+    first = jnp.full((*q.shape[:-1], 1), lowest, jnp.float32)
+    start = (first, jnp.zeros_like(first), jnp.zeros(q.shape, jnp.float32))
+    _, total, mixed = jax.lax.fori_loop(0, chunks, step, start)
+    return (mixed / total).astype(q.dtype)
+
+
 class LlamaAttention(nn.Module):
     """Grouped-query attention with rotary positions; softmax in float32."""
 
@@ -127,10 +167,14 @@ class LlamaAttention(nn.Module):
             cache = LayerCache(keys, values)
             keys, values = keys.astype(self.dtype), values.astype(self.dtype)
         q = q.reshape(b, t, kv, heads // kv, d)
-        scores = jnp.einsum("btkgd,bksd->bkgts", q, keys).astype(jnp.float32) * d**-0.5
-        scores = jnp.where(visible[:, None, None], scores, jnp.finfo(jnp.float32).min)
-        weights = jax.nn.softmax(scores).astype(self.dtype)
-        mixed = jnp.einsum("bkgts,bksd->btkgd", weights, values).reshape(b, t, heads * d)
+        if cache is not None and t == 1:
+            mixed = attend_one(q[:, 0], keys, values, positions)
+        else:
+            scores = jnp.einsum("btkgd,bksd->bkgts", q, keys).astype(jnp.float32) * d**-0.5
+            scores = jnp.where(visible[:, None, None], scores, jnp.finfo(jnp.float32).min)
+            weights = jax.nn.softmax(scores).astype(self.dtype)
+            mixed = jnp.einsum("bkgts,bksd->btkgd", weights, values)
+        mixed = mixed.reshape(b, t, heads * d)
         return linear("o_proj", config.hidden_size, ("heads", "embed"))(mixed), cache
 
 

@@ -252,6 +252,14 @@ def test_the_cache_is_donated():
     assert filled[0].keys.is_deleted()
 
 
+def test_decoding_does_not_copy_the_cache():
+    cache, i = init_cache(BASE, 2, 8192), np.full(2, 5, np.int32)
+    hidden = jnp.zeros((2, BASE.hidden_size))
+    compiled = generate._decode.lower(MODEL, PARAMS, SIZES, hidden, cache, i, i, None, None).compile()
+    one_layer = 2 * cache[0].keys.nbytes
+    assert compiled.memory_analysis().temp_size_in_bytes < one_layer / 4
+
+
 def test_scanned_layers_generate_the_same():
     from lgjax.models.llama import stack_layers
 
