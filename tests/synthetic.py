@@ -23,8 +23,9 @@ import numpy as np
 from lgjax import config as configs
 from lgjax.config import ModelConfig
 from lgjax.convert import export, hf_config, manifest, read, safe_file
+from lgjax.convert.lazy import LazyTensor
 from lgjax.convert.manifest import Entry
-from lgjax.convert.read import Format, LazyTensor
+from lgjax.convert.read import Format
 from lgjax.text.tokenizer import Tokenizer
 
 TINY_MODEL = Path(__file__).parent / "parity/data/llm_tiny_spm.model"
@@ -70,12 +71,12 @@ def tensors(config: ModelConfig, dtype: str, seed: int = 0) -> dict[str, LazyTen
 
 def write_weights(folder: Path, state: dict[str, LazyTensor], form: Format, shards: int, index: bool) -> None:
     """Write tensors into about `shards` files of equal size, with an index if asked for."""
-    total = sum(int(np.prod(t.shape, dtype=np.int64)) * t.dtype.itemsize for t in state.values())
+    total = sum(t.nbytes for t in state.values())
     names = list(state)
     files: list[list[str]] = [[]]
     held = 0
     for key in names:
-        size = int(np.prod(state[key].shape, dtype=np.int64)) * state[key].dtype.itemsize
+        size = state[key].nbytes
         if held + size > total / shards and files[-1] and len(files) < shards:
             files.append([])
             held = 0

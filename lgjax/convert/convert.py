@@ -14,9 +14,9 @@ from typing import Any, Literal, get_args
 import ml_dtypes
 import numpy as np
 
-from lgjax.convert import hf_config, keys, manifest, read, store, verify
+from lgjax.convert import hf_config, keys, lazy, manifest, read, store, verify
+from lgjax.convert.lazy import LazyTensor
 from lgjax.convert.meta import Meta, SourceKind, SourceLayout
-from lgjax.convert.read import LazyTensor
 from lgjax.text import tokenizer as tokenizers
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
@@ -32,6 +32,8 @@ _PARTS: dict[SourceKind, str] = {
 _OUTER = {"openseed": "seg_model.model.", "semantic-sam": "interactive_model.model."}
 # matched by name and shape, as the original does; what is absent or does not fit stays fresh
 _STARTS = ("openseed", "semantic-sam")
+# how newer releases of transformers name a tower that is saved alone
+_CLIP_BARE = ("embeddings.", "pre_layrnorm.", "encoder.", "post_layernorm.")
 _SMALL_FILE = 1 << 24
 
 
@@ -100,7 +102,7 @@ def convert(
     if dtype is not None:
         wanted = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
         for path, leaf in leaves.items():
-            leaves[path] = store.cast(leaf, store.part_dtype(path.split("/")[0], wanted, leaf.dtype), path)
+            leaves[path] = lazy.cast(leaf, store.part_dtype(path.split("/")[0], wanted, leaf.dtype), path)
     content = store.Content(
         config=config,
         leaves=leaves,
@@ -131,7 +133,7 @@ def _kind(source: Path, tensors: Mapping[str, Any]) -> SourceKind:
             return "llava-grounding"
         if any(key.startswith("model.layers.") for key in tensors):
             return "llama"
-        if any(key.startswith("vision_model.") for key in tensors):
+        if any(key.endswith("embeddings.class_embedding") for key in tensors):
             return "clip"
     elif any(key.endswith("mm_projector.weight") for key in tensors):
         return "projector"
@@ -153,7 +155,8 @@ def _full_names(
     for key, tensor in tensors.items():
         name = key
         if kind == "clip":
-            name = _VISION + key if key.startswith("vision_model.") else ""
+            bare = f"vision_model.{key}" if key.startswith(_CLIP_BARE) else key
+            name = _VISION + bare if bare.startswith("vision_model.") else ""
         elif kind == "projector":
             end = key.rpartition("mm_projector.")[2]
             name = f"model.mm_projector.{end}" if "mm_projector." in key else ""
@@ -209,8 +212,9 @@ def _tokens(
     folder = source if given is None else Path(given)
     if kind != "llama" or not folder.is_dir():
         return {}, None, []
-    files = {name: folder / name for name in tokenizers.FILES}
-    return {name: path.read_bytes() for name, path in files.items() if path.is_file()}, None, []
+    paths = {name: folder / name for name in tokenizers.FILES}
+    files = {name: path.read_bytes() for name, path in paths.items() if path.is_file()}
+    return files, None, verify.check_pieces(files, tensors)
 
 
 def _small_files(source: Path) -> dict[str, bytes]:

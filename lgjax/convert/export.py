@@ -15,11 +15,12 @@ import ml_dtypes
 import numpy as np
 
 from lgjax.config import ModelConfig
-from lgjax.convert import hf_config, keys, manifest, read, safe_file, store
+from lgjax.convert import hf_config, keys, lazy, manifest, read, safe_file, store
 from lgjax.convert import meta as metas
+from lgjax.convert.lazy import LazyTensor
 from lgjax.convert.manifest import Entry
 from lgjax.convert.meta import Meta
-from lgjax.convert.read import Format, LazyTensor
+from lgjax.convert.read import Format
 
 Files = dict[str, dict[str, LazyTensor]]
 _STEM = {"bin": "pytorch_model", "safetensors": "model"}
@@ -64,8 +65,8 @@ def export(
         files = _shards(tensors, form, shard_bytes or 10_000_000_000)
     if form == "bin":
         _need_torch()
-    size = sum(_size(tensor) for shard in files.values() for tensor in shard.values())
-    largest = max(sum(map(_size, shard.values())) for shard in files.values())
+    size = sum(tensor.nbytes for shard in files.values() for tensor in shard.values())
+    largest = max(sum(tensor.nbytes for tensor in shard.values()) for shard in files.values())
     with store.replacing(target, size + (largest if form == "bin" else 0)) as partial:
         for name, shard in files.items():
             (write_bin if form == "bin" else safe_file.write)(partial / name, shard)
@@ -133,7 +134,7 @@ class _Ahead:
 
     def __init__(self, folder: Path, sizes: dict[str, int]) -> None:
         self.folder = folder
-        batches = store.batches(list(sizes), sizes.__getitem__)
+        batches = lazy.batches(list(sizes), sizes.__getitem__)
         self.batch_of = {path: batch for batch in batches for path in batch}
         self.held: dict[str, np.ndarray] = {}
 
@@ -141,7 +142,7 @@ class _Ahead:
         if entry.path not in self.held:
             self.held = {}
             self.held = store.read_arrays(self.folder, self.batch_of[entry.path])
-        return store.contiguous(keys.to_checkpoint(self.held[entry.path], entry.layout))
+        return lazy.contiguous(keys.to_checkpoint(self.held[entry.path], entry.layout))
 
 
 def _buffer(key: str, entry: Entry, config: ModelConfig, dtype: np.dtype) -> LazyTensor:
@@ -166,7 +167,7 @@ def _named(name: str) -> np.dtype:
 
 
 def _as_dtype(tensor: LazyTensor, name: str) -> LazyTensor:
-    return store.cast(tensor, _named(name), "exported tensor")
+    return lazy.cast(tensor, _named(name), "exported tensor")
 
 
 def _shards(tensors: Mapping[str, LazyTensor], form: Format, limit: int) -> Files:
@@ -174,11 +175,11 @@ def _shards(tensors: Mapping[str, LazyTensor], form: Format, limit: int) -> File
     shards: list[dict[str, LazyTensor]] = [{}]
     held = 0
     for key, tensor in tensors.items():
-        if held and held + _size(tensor) > limit:
+        if held and held + tensor.nbytes > limit:
             shards.append({})
             held = 0
         shards[-1][key] = tensor
-        held += _size(tensor)
+        held += tensor.nbytes
     if len(shards) == 1:
         return {f"{_STEM[form]}.{form}": shards[0]}
     return {f"{_STEM[form]}-{i:05d}-of-{len(shards):05d}.{form}": shard for i, shard in enumerate(shards, 1)}
@@ -192,7 +193,7 @@ def write_bin(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
     starts, at = [], 0
     for tensor in tensors.values():
         starts.append(at)
-        at += -(-_size(tensor) // 64) * 64
+        at += -(-tensor.nbytes // 64) * 64
     with scratch.open("wb") as file:
         file.truncate(max(at, 1))
         for start, tensor in zip(starts, tensors.values(), strict=True):
@@ -201,10 +202,10 @@ def write_bin(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
     state = {}
     for start, (key, tensor) in zip(starts, tensors.items(), strict=True):
         kind = getattr(torch, tensor.dtype.name)
-        if not _size(tensor):
+        if not tensor.nbytes:
             state[key] = torch.empty(tensor.shape, dtype=kind)
             continue
-        bits = np.memmap(scratch, np.uint8, "r+", start, (_size(tensor),))
+        bits = np.memmap(scratch, np.uint8, "r+", start, (tensor.nbytes,))
         state[key] = torch.from_numpy(bits).view(kind).reshape(tensor.shape)
     torch.save(state, path)
     del state
@@ -222,7 +223,3 @@ def _need_torch() -> None:
 
 def _beside(folder: Path) -> list[Path]:
     return sorted([*(folder / store.SOURCE).iterdir(), *(folder / store.TOKENIZER).iterdir()])
-
-
-def _size(tensor: LazyTensor) -> int:
-    return int(np.prod(tensor.shape, dtype=np.int64)) * tensor.dtype.itemsize

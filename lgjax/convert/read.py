@@ -9,12 +9,14 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
+
+from lgjax.convert.lazy import LazyTensor
 
 Format = Literal["bin", "safetensors"]
 INDEX = {"bin": "pytorch_model.bin.index.json", "safetensors": "model.safetensors.index.json"}
@@ -31,15 +33,6 @@ SAFE_DTYPES = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class LazyTensor:
-    """A tensor whose bytes are still in their file; `load()` reads them (a view where the file is mapped)."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    load: Callable[[], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)

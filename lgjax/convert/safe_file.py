@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lgjax.convert.read import SAFE_DTYPES, LazyTensor
+from lgjax.convert.lazy import LazyTensor
+from lgjax.convert.read import SAFE_DTYPES
 
 _NAMES = {dtype: name for name, dtype in SAFE_DTYPES.items()}
 _ALIGN = 8
@@ -26,7 +27,7 @@ def write(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
     for key, tensor in tensors.items():
         if tensor.dtype not in _NAMES:
             raise ValueError(f"'{key}' is {tensor.dtype}, which safetensors files cannot hold")
-        size = int(np.prod(tensor.shape, dtype=np.int64)) * tensor.dtype.itemsize
+        size = tensor.nbytes
         header[key] = {
             "dtype": _NAMES[tensor.dtype],
             "shape": list(tensor.shape),

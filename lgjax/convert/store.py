@@ -10,9 +10,10 @@ Source: spec/language_model.md 14, 15.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,14 @@ from jax.sharding import Mesh
 from orbax.checkpoint import type_handlers
 
 from lgjax.config import ModelConfig
-from lgjax.convert import fingerprint, safe_file
+from lgjax.convert import fingerprint, lazy, safe_file
 from lgjax.convert import meta as metas
+from lgjax.convert.lazy import LazyTensor
 from lgjax.convert.meta import Meta, SourceLayout, TokenIds
-from lgjax.convert.read import LazyTensor
 
 PARAMS, UNUSED, TOKENIZER, SOURCE = "params", "unused.safetensors", "tokenizer", "source"
 FLOAT32_PARTS = ("grounding", "prompt")  # computed and loaded in float32 whatever is asked for the rest
 _CHUNK_BYTES = 1 << 25  # pieces that a sharded restore can read apart
-_BATCH_BYTES = 1 << 27  # tensors that are in memory together
-_BLOCK = 128
 
 Progress = Callable[[str, int, int], None]
 
@@ -83,9 +82,9 @@ def write(
         ValueError: a tensor that does not survive its cast.
     """
     leaves = content.leaves
-    total = sum(_bytes(leaf) for leaf in leaves.values())
+    total = sum(leaf.nbytes for leaf in leaves.values())
     parts = tuple(dict.fromkeys(path.split("/")[0] for path in leaves))
-    with replacing(target, total + sum(map(_bytes, content.unused.values())), overwrite) as folder:
+    with replacing(target, total + sum(leaf.nbytes for leaf in content.unused.values()), overwrite) as folder:
         cut: dict[str, np.ndarray] = {}
         corners = fingerprint.corners(content.config, parts)
         done = 0
@@ -93,7 +92,7 @@ def write(
         def passing(path: str, leaf: LazyTensor) -> LazyTensor:
             def load() -> np.ndarray:
                 nonlocal done
-                value = contiguous(leaf.load())
+                value = lazy.contiguous(leaf.load())
                 if path in corners:
                     cut[path] = np.array(value[corners[path]])
                 done += value.nbytes
@@ -205,89 +204,37 @@ def stored_leaves(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder / PARAMS} is damaged ({error}); convert the checkpoint again") from error
 
 
-class replacing:
+@contextlib.contextmanager
+def replacing(target: Path, size: int, overwrite: bool = False) -> Iterator[Path]:
     """Give a new empty folder that takes the name `target` when the block ends well, and vanishes otherwise.
 
     Raises:
         FileExistsError: the target exists (with `overwrite`: and is no checkpoint of ours).
         OSError: fewer than `size` bytes (and a little) are free.
     """
-
-    def __init__(self, target: Path, size: int, overwrite: bool = False) -> None:
-        self.target = target.absolute()
-        self.folder = self.target.with_name(f".{self.target.name}.partial")
-        if self.target.exists() and any(self.target.iterdir() if self.target.is_dir() else [self.target]):
-            if not overwrite:
-                raise FileExistsError(f"{target} exists; choose another folder or overwrite it")
-            if not (self.target / metas.FILE).is_file():
-                raise FileExistsError(f"{target} exists and is no lgjax checkpoint; it is not overwritten")
-        self.target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        free = shutil.disk_usage(self.target.parent).free
-        if free < size * 1.01 + (1 << 20):
-            raise OSError(
-                f"{self.target.parent} has {free / 1e9:.2f} GB free, {size * 1.01 / 1e9:.2f} GB are needed"
-            )
-
-    def __enter__(self) -> Path:
-        self.folder.mkdir()
-        return self.folder
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if kind is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            return
-        old = self.target.with_name(f".{self.target.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if self.target.exists():
-            self.target.rename(old)
-        self.folder.rename(self.target)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def contiguous(view: np.ndarray) -> np.ndarray:
-    """Copy a transposed view into a contiguous array, in blocks that stay in the cache (5 times faster)."""
-    if view.flags.c_contiguous or view.ndim != 2:
-        return np.ascontiguousarray(view).reshape(view.shape)
-    out = np.empty(view.shape, view.dtype)
-    for start in range(0, view.shape[1], _BLOCK):
-        out[:, start : start + _BLOCK] = view[:, start : start + _BLOCK]
-    return out
-
-
-def cast(leaf: LazyTensor, dtype: np.dtype, name: str) -> LazyTensor:
-    """Cast a lazy tensor; a number that float16 cannot hold is refused when it comes by.
-
-    Raises:
-        ValueError: (on load) finite numbers became infinite.
-    """
-    if leaf.dtype == dtype:
-        return leaf
-
-    def load() -> np.ndarray:
-        value = leaf.load()
-        with np.errstate(over="ignore"):
-            result = value.astype(dtype)
-        if dtype == np.float16 and np.isinf(result).sum() > np.isinf(value.astype(np.float32)).sum():
-            raise ValueError(
-                f"parameter '{name}' has numbers that float16 cannot hold; choose bfloat16 or float32"
-            )
-        return result
-
-    return LazyTensor(leaf.shape, dtype, load)
-
-
-def batches(items: Sequence[Any], size: Callable[[Any], int]) -> list[list[Any]]:
-    """Cut a sequence into runs of at most 128 MiB (or of one larger item)."""
-    found: list[list[Any]] = []
-    held = 0
-    for item in items:
-        if not found or held + size(item) > _BATCH_BYTES:
-            found.append([])
-            held = 0
-        found[-1].append(item)
-        held += size(item)
-    return found
+    target = target.absolute()
+    new, old = (target.with_name(f".{target.name}.{state}") for state in ("partial", "old"))
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        if not overwrite:
+            raise FileExistsError(f"{target} exists; choose another folder or overwrite it")
+        if not (target / metas.FILE).is_file():
+            raise FileExistsError(f"{target} exists and is no lgjax checkpoint; it is not overwritten")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(new, ignore_errors=True)
+    free, needed = shutil.disk_usage(target.parent).free, size * 1.01 + (1 << 20)
+    if free < needed:
+        raise OSError(f"{target.parent} has {free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB are needed")
+    new.mkdir()
+    try:
+        yield new
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    new.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -327,7 +274,7 @@ class _InTurn(type_handlers.TypeHandler):
         return await self._numpy.deserialize(infos, args)
 
     async def serialize(self, values: Any, infos: Any, args: Any = None) -> Any:
-        for batch in batches(list(zip(values, infos, args, strict=True)), lambda item: _bytes(item[0])):
+        for batch in lazy.batches(list(zip(values, infos, args, strict=True)), lambda item: item[0].nbytes):
             arrays = [leaf.load() for leaf, _, _ in batch]
             _, some_infos, some_args = zip(*batch, strict=True)
             for written in await self._numpy.serialize(arrays, some_infos, some_args):
@@ -370,13 +317,9 @@ def _placements(stored: dict[str, Any], config: ModelConfig, mesh: Mesh | None) 
     return rules.shardings(stored, {path: axes[path] for path in stored}, mesh)
 
 
-def _bytes(leaf: LazyTensor) -> int:
-    return int(np.prod(leaf.shape, dtype=np.int64)) * leaf.dtype.itemsize
-
-
 def _count_dtypes(leaves: Mapping[str, LazyTensor]) -> dict[str, dict[str, int]]:
     counts: dict[str, dict[str, int]] = {}
     for path, leaf in leaves.items():
         part = counts.setdefault(path.split("/")[0], {})
-        part[leaf.dtype.name] = part.get(leaf.dtype.name, 0) + int(np.prod(leaf.shape, dtype=np.int64))
+        part[leaf.dtype.name] = part.get(leaf.dtype.name, 0) + leaf.size
     return counts

@@ -13,9 +13,9 @@ import numpy as np
 
 from lgjax.config import ModelConfig
 from lgjax.convert import keys, manifest
+from lgjax.convert.lazy import LazyTensor
 from lgjax.convert.manifest import Entry
 from lgjax.convert.meta import TokenIds
-from lgjax.convert.read import LazyTensor
 from lgjax.text.tokenizer import GROUNDING_TOKENS, MODEL_FILE, Tokenizer
 
 _FLOATS = {np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)}
@@ -139,6 +139,21 @@ def check_tokens(path: Path, rows: int | None) -> tuple[Tokenizer | None, TokenI
         )
     percent = tokenizer.percent_id
     return tokenizer, TokenIds(rows=rows, g_s=ids[0], g_e=ids[1], seg=ids[2], percent=percent), findings
+
+
+def check_pieces(files: Mapping[str, bytes], tensors: Mapping[str, LazyTensor]) -> list[str]:
+    """Hold the pieces of a plain LLaMA tokenizer, if there is one, against the rows of the embedding."""
+    import sentencepiece
+
+    embedding = tensors.get("model.embed_tokens.weight")
+    if MODEL_FILE not in files or embedding is None or not embedding.shape:
+        return []
+    try:
+        pieces = sentencepiece.SentencePieceProcessor(model_proto=files[MODEL_FILE]).get_piece_size()
+    except RuntimeError:
+        return [f"tokenizer: {MODEL_FILE} is damaged or no SentencePiece model"]
+    rows = embedding.shape[0]
+    return [f"row count: the embedding has {rows} rows, {MODEL_FILE} has {pieces} pieces"] * (pieces > rows)
 
 
 def verify_tokens(tokenizer: Tokenizer, tokens: TokenIds) -> None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lgjax.convert import fingerprint, store, verify
+from lgjax.convert import fingerprint, lazy, store, verify
 from lgjax.convert import meta as metas
 from lgjax.convert.convert import convert
 from lgjax.parallel import mesh as meshes
@@ -217,7 +217,7 @@ def test_meta_survives_json(tmp_path, converted):
 @pytest.mark.parametrize("shape", [(3, 5), (300, 130), (1, 7), (257, 1)])
 def test_contiguous(shape):
     array = np.random.default_rng(0).standard_normal(shape)
-    copied = store.contiguous(array.T)
+    copied = lazy.contiguous(array.T)
     assert copied.flags.c_contiguous
     np.testing.assert_array_equal(copied, array.T)
-    assert store.contiguous(np.float32(3)[None].reshape(())).shape == ()
+    assert lazy.contiguous(np.float32(3)[None].reshape(())).shape == ()
