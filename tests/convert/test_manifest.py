@@ -6,46 +6,28 @@ import numpy as np
 import pytest
 
 from lgjax import config
-from lgjax.convert import keys, manifest
-from tests.parity import cases
+from lgjax.convert import hf_config, keys, manifest
+from tests.parity import cases, llm
 
-PREFIXES = {"openseed": ("grounding",), "semsam": ("prompt",), "llava7b": ("llama", "clip", "projector")}
+MANIFESTS = [path for path in cases.files("*manifest.json") if not path.name.startswith("llm_")]
 
 
-@pytest.mark.parametrize("name", [name for name in PREFIXES if cases.files(f"{name}_manifest.json")])
-def test_full_size_keys_shapes_and_order(name):
-    want = [(key, tuple(shape)) for key, shape in cases.read_json(f"{name}_manifest.json").items()]
-    entries = manifest.manifest(config.llava_g_7b(), PREFIXES[name])
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+def test_full_size_keys_shapes_and_order(path):
+    want = [(key, tuple(shape)) for key, shape in cases.read_json(path.name).items()]
+    parts = tuple(dict.fromkeys(manifest.part_of(key) for key, _ in want))
+    sizes = hf_config.part_config(parts[0], {}, dict(want)) if len(parts) == 1 else config.llava_g_7b()
+    entries = manifest.manifest(sizes, parts)
     assert [(key, entry.shape) for key, entry in entries.items()] == want
 
 
 @pytest.mark.parametrize("path", cases.files("llm_forward*.json"), ids=lambda path: path.stem)
-def test_small_language_model(path):
-    stored = cases.read_json(path.name)
-    llama, vision = stored["config"], stored["vision_config"]
-    model = config.ModelConfig(
-        clip=config.ClipConfig(
-            image_size=vision["image_size"],
-            patch_size=vision["patch_size"],
-            hidden_size=vision["hidden_size"],
-            mlp_size=vision["intermediate_size"],
-            num_layers=vision["num_hidden_layers"],
-            num_heads=vision["num_attention_heads"],
-        ),
-        llama=config.LlamaConfig(
-            vocab_size=llama["vocab_size"],
-            hidden_size=llama["hidden_size"],
-            mlp_size=llama["intermediate_size"],
-            num_layers=llama["num_hidden_layers"],
-            num_heads=llama["num_attention_heads"],
-            num_kv_heads=llama["num_attention_heads"],
-            head_dim=llama["hidden_size"] // llama["num_attention_heads"],
-        ),
-        grounding=None,
-        prompt=None,
-    )
-    want = {key: tuple(shape) for key, shape in cases.read_json("llm_tiny_manifest.json").items()}
-    entries = manifest.manifest(model)
+def test_small_language_model_from_its_config_and_shapes(path):
+    info = cases.read_json(path.name)
+    want = {key: tuple(shape) for key, shape in cases.read_json(llm.manifest(info)).items()}
+    sizes = hf_config.llava_config({**info["config"], "vision_config": info["vision_config"]}, want)
+    assert (sizes.llama, sizes.clip) == (llm.llama_config(info), llm.clip_config(info))
+    entries = manifest.manifest(sizes)
     assert {key: entry.shape for key, entry in entries.items() if entry.kind != "buffer"} == want
 
 

@@ -105,6 +105,35 @@ def test_llama_folder_with_a_missing_layer(tmp_path):
         convert(tmp_path / "llama", tmp_path / "converted")
 
 
+def test_llama_rows_are_held_against_the_pieces(tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    for rows in (800, 90):
+        folder = tmp_path / f"llama{rows}"
+        LlamaForCausalLM(LlamaConfig(vocab_size=rows, **sizes)).save_pretrained(folder)
+        (folder / "tokenizer.model").write_bytes(synthetic.TINY_MODEL.read_bytes())
+    convert(tmp_path / "llama800", tmp_path / "converted")
+    kept = tmp_path / "converted" / "tokenizer" / "tokenizer.model"
+    assert kept.read_bytes() == synthetic.TINY_MODEL.read_bytes()
+    with pytest.raises(
+        ValueError, match=r"row count: the embedding has 90 rows, tokenizer.model has 800 pieces"
+    ):
+        convert(tmp_path / "llama90", tmp_path / "again")
+
+
+def test_pytorch_files_without_pytorch(tmp_path, monkeypatch):
+    import sys
+
+    folders.write_torch(tmp_path / "mm_projector.bin", {"mm_projector.weight": np.zeros((2, 2), np.float32)})
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ImportError, match=r"needs PyTorch: pip install 'lgjax\[convert\]'"):
+        convert(tmp_path / "mm_projector.bin", tmp_path / "converted")
+    source = tmp_path / "source"
+    synthetic.write_checkpoint(source, configs.debug(), form="safetensors")
+    convert(source, tmp_path / "whole")  # safetensors need no PyTorch
+
+
 @pytest.mark.parametrize("whole", [False, True])
 def test_clip_folder(tmp_path, whole):
     from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, CLIPVisionModel
