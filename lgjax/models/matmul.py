@@ -22,8 +22,8 @@ BLOCK_ROWS = 256  # input rows widened at once otherwise; the float32 block stay
 def bfloat16_bits(params: dict[str, Any]) -> dict[str, Any]:
     """Turn the bfloat16 matrices of a parameter dict into raw bits, for CPU inference; returns the same dict.
 
-    Leaves named `kernel` of rank 2 and `embed_tokens` become uint16 arrays of the same shape, in place and one
-    by one, so that never more than one matrix is held twice; all other leaves stay as they are.
+    Leaves named `kernel` of rank 2 and `embed_tokens` become uint16 arrays of the same shape, in place and
+    one by one, so that never more than one matrix is held twice; all other leaves stay as they are.
     Source: spec/performance_notes.md 6.
     """
     for name, leaf in params.items():
