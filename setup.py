@@ -49,6 +49,7 @@ setup(
         "sentencepiece>=0.2",
         "safetensors>=0.5",
         "numpy>=2.0",
+        "ml_dtypes>=0.5",
         "pillow>=11",
         "pycocotools>=2.0.10",
         "jaxtyping>=0.3",

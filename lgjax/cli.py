@@ -70,7 +70,6 @@ def chat(
         out: Folder for answer.json and the picture answer.png.
     """
     from lgjax import terminal
-    from lgjax.infer.request import Options
 
     terminal.chat(
         image,
@@ -81,7 +80,7 @@ def chat(
         devices=(fsdp, tensor),
         as_json=json,
         out=out,
-        options=Options(
+        options=dict(
             ground=ground,
             threshold=threshold,
             queries=queries,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
@@ -79,10 +80,11 @@ def chat(
     regions: tuple[str, ...],
     as_json: bool,
     out: Path | None,
-    options: Options,
+    options: dict[str, Any],
 ) -> None:
     """Answer one question about `image`, or start a session when there is none."""
     console = Console(stderr=as_json)
+    Options(**options)  # refused before a model is loaded
     prompts = [parse_region(text) for text in regions]
     model = load(console, checkpoint, dtype, devices)
     conversation = model.start(image)
@@ -99,10 +101,18 @@ def chat(
 
 
 def _ask(
-    console: Console, conversation: Conversation, question: str, prompts: list[Region], options: Options
+    console: Console,
+    conversation: Conversation,
+    question: str,
+    prompts: list[Region],
+    options: dict[str, Any],
 ) -> Answer:
     with console.status("looking …") as status:
-        return conversation.ask(question, prompts, options, progress=lambda what: status.update(f"{what} …"))
+
+        def show_step(what: str) -> None:
+            status.update(f"{what} (what was never run before is compiled first) …")
+
+        return conversation.ask(question, prompts, progress=show_step, **options)
 
 
 def session(
@@ -111,7 +121,7 @@ def session(
     conversation: Conversation,
     prompts: list[Region],
     folder: Path,
-    options: Options,
+    options: dict[str, Any],
 ) -> None:
     """Read questions and commands until /quit or the end of the input; faults are printed, not raised."""
     console.print("Ask about the picture; /help lists the commands.", style="dim")

@@ -64,7 +64,7 @@ class GroundedChat:
         Raises:
             ValueError: an unreadable picture, a region outside it, or marks that do not match the regions.
         """
-        return self.start(image).ask(text, region, Options(**options))
+        return self.start(image).ask(text, region, **options)
 
     def ask_batch(
         self,
@@ -143,12 +143,15 @@ class Conversation:
         self,
         text: str,
         region: Regions = None,
-        options: Options | None = None,
         *,
         progress: Progress = lambda what: None,
+        **options: Any,
     ) -> Answer:
-        """Ask the next question; see `GroundedChat.ask`. A fault leaves the conversation as it was."""
-        request, turn = self.request(text, region, options or Options())
+        """Ask the next question; see `GroundedChat.ask`. A fault leaves the conversation as it was.
+
+        `progress` is called with what is being done: "reading", "answering", "grounding".
+        """
+        request, turn = self.request(text, region, Options(**options))
         content = np.stack([request.plan.tokens, request.plan.patches, request.plan.objects], 1)
         same = min(len(self._held), len(content) - 1)
         differs = np.flatnonzero((self._held[:same] != content[:same]).any(1))

@@ -142,28 +142,28 @@ def test_a_conversation_equals_its_prompt_computed_anew(monkeypatch):
 
     monkeypatch.setattr("lgjax.infer.chat.run", spy)
     talk = chat().start(picture(0))
-    options = Options(max_tokens=12)
-    talk.ask("What is it?", None, options)
-    talk.ask("Where is the object % ?", Click(30, 40), Options(answer=GROUNDED, threshold=0.02))
-    last = talk.ask("And what is % and 50 % of it?", Box(1, 2, 50, 60), options)
+    options = {"max_tokens": 12}
+    talk.ask("What is it?", None, **options)
+    talk.ask("Where is the object % ?", Click(30, 40), answer=GROUNDED, threshold=0.02)
+    last = talk.ask("And what is % and 50 % of it?", Box(1, 2, 50, 60), **options)
     assert computed[0][0] == 0
     assert computed[1][0] > 40 and computed[2][0] > computed[1][0]
 
     fresh = chat().start(picture(0))
     fresh._turns = talk._turns[:2]
-    same_answer(fresh.ask("And what is % and 50 % of it?", Box(1, 2, 50, 60), options), last)
+    same_answer(fresh.ask("And what is % and 50 % of it?", Box(1, 2, 50, 60), **options), last)
     assert computed[-1][0] == 0 and computed[-1][1] == computed[2][1]
 
 
 def test_undo_forgets_the_question():
     talk, other = chat().start(picture(0)), chat().start(picture(0))
-    options = Options(max_tokens=8)
-    first = talk.ask("What is it?", None, options)
-    talk.ask("Is it red?", None, options)
+    options = {"max_tokens": 8}
+    first = talk.ask("What is it?", None, **options)
+    talk.ask("Is it red?", None, **options)
     talk.undo()
-    again = talk.ask("How many are there?", None, options)
-    same_answer(first, other.ask("What is it?", None, options))
-    same_answer(again, other.ask("How many are there?", None, options))
+    again = talk.ask("How many are there?", None, **options)
+    same_answer(first, other.ask("What is it?", None, **options))
+    same_answer(again, other.ask("How many are there?", None, **options))
     with pytest.raises(ValueError, match="no question"):
         chat().start(picture(0)).undo()
 
@@ -171,7 +171,7 @@ def test_undo_forgets_the_question():
 def test_earlier_answers_stand_in_the_prompt_as_in_the_demo_or_as_in_training():
     for history, part in (("demo", "A man"), ("training", "<g_s> A man <g_e> <seg> rides")):
         talk = chat().start(picture(0), history=history)
-        talk.ask("What is it?", None, Options(answer=GROUNDED, threshold=None))
+        talk.ask("What is it?", None, answer=GROUNDED, threshold=None)
         tokens = talk.request("Next?", None, Options())[0].plan.tokens
         text = tokenizer().decode([int(t) for t in tokens if t >= 0])
         assert part in text and ("<seg>" in text) == (history == "training")
@@ -236,11 +236,11 @@ def test_a_bad_row_of_a_batch_is_named():
 
 def test_a_fault_leaves_the_conversation_as_it_was(monkeypatch):
     talk, fresh = chat().start(picture(0)), chat().start(picture(0))
-    options = Options(max_tokens=8)
-    talk.ask("What is it?", None, options)
-    fresh.ask("What is it?", None, options)
+    options = {"max_tokens": 8}
+    talk.ask("What is it?", None, **options)
+    fresh.ask("What is it?", None, **options)
     with pytest.raises(ValueError, match="outside"):
-        talk.ask("What is % ?", Click(999, 1), options)
+        talk.ask("What is % ?", Click(999, 1), **options)
 
     def broken(*arguments):
         raise KeyboardInterrupt
@@ -248,8 +248,8 @@ def test_a_fault_leaves_the_conversation_as_it_was(monkeypatch):
     with monkeypatch.context() as patch:  # in the middle of a run, after the cache was taken
         patch.setattr("lgjax.infer.run.build_answer", broken)
         with pytest.raises(KeyboardInterrupt):
-            talk.ask("Is it red?", None, options)
-    same_answer(talk.ask("Is it blue?", None, options), fresh.ask("Is it blue?", None, options))
+            talk.ask("Is it red?", None, **options)
+    same_answer(talk.ask("Is it blue?", None, **options), fresh.ask("Is it blue?", None, **options))
 
 
 def test_at_and_before_states_differ():

@@ -1,19 +1,14 @@
 """The joined model: parameter counts of the full size, logical axes, and rows that do not see each other."""
 
-import functools
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lgjax.config import debug, llava_g_7b
 from lgjax.convert import keys
 from lgjax.models import llava_grounding
-from lgjax.models.llava_grounding import Inputs, LlavaGrounding
-from lgjax.models.splice import plan_batch, plan_row
+from tests.models.batch import assert_close, forward, inputs, parameters, rows
 from tests.parity import cases
-from tests.weights import fill
 
 
 def paths(tree: dict) -> dict:
@@ -53,50 +48,6 @@ def test_every_parameter_carries_logical_axis_names():
     assert all(any(axes[path]) for path in matrices)
 
 
-CONFIG = debug()
-MODEL = LlavaGrounding(CONFIG, num_queries=20)
-
-
-@functools.cache
-def parameters() -> dict:
-    return fill(llava_grounding.abstract_params(CONFIG))
-
-
-def rows(count: int):
-    rng = np.random.default_rng(0)
-    ids = [[1, 5, -200, 9, 535, 17, 802], [1, -200, 535, 7, 802, 8, 802, 3, 11, 4], [1, 5, 6, -200, 12, 802]]
-    plans = [plan_row(row, CONFIG.clip.num_patches, 535) for row in ids[:count]]
-    clip = rng.standard_normal((count, 28, 28, 3)).astype(np.float32)
-    pixels = rng.standard_normal((count, 128, 128, 3)).astype(np.float32)
-    prompts = rng.uniform(0.3, 0.6, (count, 1, 4)).astype(np.float32)
-    return plans, clip, pixels, prompts
-
-
-def inputs(plans, clip, pixels, prompts, *, length: int, phrases: int, regions: int) -> Inputs:
-    plan = plan_batch(plans, length)
-    where = [np.flatnonzero(row.tokens == 802) for row in plans]
-    positions = np.zeros((len(plans), phrases), np.int32)
-    mask = np.zeros((len(plans), phrases), bool)
-    for i, found in enumerate(where):
-        positions[i, : len(found)], mask[i, : len(found)] = found, True
-    padded = np.pad(prompts, ((0, 0), (0, regions - 1), (0, 0)), constant_values=0.9)
-    real = np.arange(regions)[None].repeat(len(plans), 0) < 1
-    plan = plan._replace(**{name: jnp.asarray(getattr(plan, name)) for name in plan._fields})
-    return Inputs(
-        jnp.asarray(clip),
-        jnp.asarray(pixels),
-        plan,
-        jnp.asarray(positions),
-        jnp.asarray(mask),
-        jnp.asarray(padded),
-        jnp.ones((len(plans), regions), jnp.int32),
-        jnp.asarray(real),
-    )
-
-
-forward = jax.jit(lambda params, batch: MODEL.apply({"params": params}, batch))
-
-
 @pytest.mark.parametrize(("length", "phrases", "regions"), [(16, 2, 1), (24, 5, 3)])
 def test_batch_and_padding_change_nothing(length: int, phrases: int, regions: int):
     plans, clip, pixels, prompts = rows(3)
@@ -113,7 +64,8 @@ def test_batch_and_padding_change_nothing(length: int, phrases: int, regions: in
                 plans[part], clip[part], pixels[part], prompts[part], length=tokens, phrases=count, regions=1
             ),
         )
-        np.testing.assert_allclose(together.hidden[i, :tokens], alone.hidden[0], rtol=1e-5, atol=3e-5)
+        assert_close(together.hidden[i, :tokens], alone.hidden[0])
         one, other = together.predictions["final"], alone.predictions["final"]
-        np.testing.assert_allclose(one.boxes[i], other.boxes[0], rtol=1e-5, atol=2e-6)
-        np.testing.assert_allclose(one.logits[i, :, :count], other.logits[0], rtol=1e-5, atol=1e-4)
+        assert_close(one.boxes[i], other.boxes[0])
+        assert_close(one.logits[i, :, :count], other.logits[0])
+        assert_close(one.mask_embedding[i], other.mask_embedding[0])
