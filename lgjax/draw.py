@@ -1,23 +1,62 @@
-"""Pictures and coloured text of an answer."""
+"""Pictures and coloured text of grounded phrases."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
-from jaxtyping import Bool
+from jaxtyping import Bool, Float32
 from rich.text import Text
 
-from lgjax.infer.answer import Answer, phrase_colour, split_by_phrase
+from lgjax.text.markup import COLOURS
 
 REGION_COLOUR = (155, 155, 155)
 PLAIN_COLOUR = (235, 235, 235)
 SHEET_COLOUR = (24, 24, 24)
 _MASK_ALPHA = 0.45
 _MIN_WIDTH = 480
+
+
+@runtime_checkable
+class Drawable(Protocol):
+    """A phrase to draw: its place in the text, its boxes in pixels, its masks at the size of the picture."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def span(self) -> tuple[int, int]: ...
+    @property
+    def boxes(self) -> Float32[np.ndarray, "n 4"]: ...
+    @property
+    def masks(self) -> Bool[np.ndarray, "n h w"]: ...
+
+
+def phrase_colour(index: int) -> tuple[int, int, int]:
+    """RGB colour of the index-th phrase; the original's twenty, over and over."""
+    return COLOURS[index % len(COLOURS)]
+
+
+def split_by_phrase(text: str, phrases: Sequence[Drawable]) -> list[tuple[str, int | None]]:
+    """Cut text into (piece, index of its phrase or None), in reading order, nothing lost.
+
+    Where phrases overlap the inner (later) part belongs to the phrase that starts later.
+    """
+    owner: list[int | None] = [None] * len(text)
+    for index in sorted(range(len(phrases)), key=lambda i: (phrases[i].span[0], -phrases[i].span[1])):
+        start, end = phrases[index].span
+        owner[start:end] = [index] * (end - start)
+    pieces: list[tuple[str, int | None]] = []
+    for i, character in enumerate(text):
+        if pieces and pieces[-1][1] == owner[i]:
+            pieces[-1] = (pieces[-1][0] + character, owner[i])
+        else:
+            pieces.append((character, owner[i]))
+    return pieces
 
 
 def blend_mask(
@@ -27,16 +66,21 @@ def blend_mask(
     picture[mask] = (1 - alpha) * picture[mask] + alpha * np.asarray(colour, picture.dtype)
 
 
-def overlay(answer: Answer) -> PIL.Image.Image:
+def overlay(
+    image: PIL.Image.Image,
+    text: str,
+    phrases: Sequence[Drawable],
+    region_mask: Bool[np.ndarray, "h w"] | None = None,
+) -> PIL.Image.Image:
     """Draw masks, boxes and numbers of all phrases, and the coloured text on a strip below.
 
     Small pictures are enlarged so that the text can be read.
     """
-    scale = max(1, -(-_MIN_WIDTH // max(answer.image.size)))
-    picture = np.asarray(answer.image, np.float32).copy()
-    if answer.region_mask is not None:
-        blend_mask(picture, answer.region_mask, REGION_COLOUR, 0.6)
-    for index, phrase in enumerate(answer.phrases):
+    scale = max(1, -(-_MIN_WIDTH // max(image.size)))
+    picture = np.asarray(image, np.float32).copy()
+    if region_mask is not None:
+        blend_mask(picture, region_mask, REGION_COLOUR, 0.6)
+    for index, phrase in enumerate(phrases):
         for mask in phrase.masks:
             blend_mask(picture, mask, phrase_colour(index), _MASK_ALPHA)
     image = PIL.Image.fromarray(picture.round().astype(np.uint8))
@@ -44,14 +88,14 @@ def overlay(answer: Answer) -> PIL.Image.Image:
     draw = PIL.ImageDraw.Draw(image)
     size = max(12, max(image.size) // 45)
     font = PIL.ImageFont.load_default(size)
-    for index, phrase in enumerate(answer.phrases):
+    for index, phrase in enumerate(phrases):
         for box in phrase.boxes:
             x0, y0, x1, y1 = (float(v) * scale for v in box)
             draw.rectangle(
                 (x0, y0, max(x0, x1), max(y0, y1)), outline=phrase_colour(index), width=max(2, size // 8)
             )
             _label(draw, (x0, y0), phrase.text or str(index + 1), phrase_colour(index), font, image.size)
-    return _with_text(image, answer, font, size)
+    return _with_text(image, text, phrases, font, size)
 
 
 def _label(draw: PIL.ImageDraw.ImageDraw, corner, text: str, colour, font, picture_size) -> None:
@@ -63,12 +107,14 @@ def _label(draw: PIL.ImageDraw.ImageDraw, corner, text: str, colour, font, pictu
     draw.text((x + 2, y + 1), text, fill=(0, 0, 0), font=font)
 
 
-def _with_text(image: PIL.Image.Image, answer: Answer, font, size: int) -> PIL.Image.Image:
+def _with_text(
+    image: PIL.Image.Image, text: str, phrases: Sequence[Drawable], font, size: int
+) -> PIL.Image.Image:
     margin, line = size, round(size * 1.5)
     placed, x, y = [], float(margin), margin // 2
-    for piece, index in split_by_phrase(answer.text, answer.phrases):
+    for piece, index in split_by_phrase(text, phrases):
         colour = PLAIN_COLOUR
-        if index is not None and len(answer.phrases[index].boxes):
+        if index is not None and len(phrases[index].boxes):
             colour = phrase_colour(index)
         for word in re.findall(r"\S+|\s+", piece):
             width = font.getlength(" " if word.isspace() else word)
@@ -85,13 +131,13 @@ def _with_text(image: PIL.Image.Image, answer: Answer, font, size: int) -> PIL.I
     return sheet
 
 
-def coloured_text(answer: Answer) -> Text:
-    """The answer for a terminal: phrases with boxes in their colour, the rest plain."""
-    text = Text()
-    for piece, index in split_by_phrase(answer.text, answer.phrases):
-        if index is None or not len(answer.phrases[index].boxes):
-            text.append(piece)
-        else:
+def coloured_text(text: str, phrases: Sequence[Drawable]) -> Text:
+    """The text for a terminal: phrases with boxes in their colour, the rest plain."""
+    out = Text()
+    for piece, index in split_by_phrase(text, phrases):
+        style = ""
+        if index is not None and len(phrases[index].boxes):
             r, g, b = phrase_colour(index)
-            text.append(piece, style=f"bold rgb({r},{g},{b})")
-    return text
+            style = f"bold rgb({r},{g},{b})"
+        out.append(piece, style=style or None)
+    return out

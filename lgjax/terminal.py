@@ -39,7 +39,7 @@ def save(answer: Answer, folder: Path) -> tuple[Path, Path]:
 
 def show(console: Console, answer: Answer) -> None:
     """Print the answer in colours, then a line for each phrase with its boxes."""
-    console.print(coloured_text(answer))
+    console.print(coloured_text(answer.text, answer.phrases))
     if not answer.finished:
         console.print("[dim]… cut by the limit of tokens (--max-tokens)[/dim]")
     if not answer.phrases:

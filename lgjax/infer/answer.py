@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import PIL.Image
 from jaxtyping import Bool, Float32
 from pycocotools import mask as coco_mask
 
+from lgjax import draw
 from lgjax.text import markup
 
 
@@ -77,9 +77,7 @@ class Answer:
 
     def draw(self) -> PIL.Image.Image:
         """The picture with coloured masks and boxes, and the text below in the same colours."""
-        from lgjax.draw import overlay
-
-        return overlay(self)
+        return draw.overlay(self.image, self.text, self.phrases, self.region_mask)
 
     def record(self, question_id: int | str) -> markup.Record:
         """The line that the original's evaluator would write. Source: spec/language_model.md 13.2-13.4."""
@@ -97,26 +95,3 @@ def encode_mask(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
 def decode_mask(code: Any) -> Bool[np.ndarray, "h w"]:
     """Undo `encode_mask`."""
     return coco_mask.decode(code).astype(bool)
-
-
-def phrase_colour(index: int) -> tuple[int, int, int]:
-    """RGB colour of the index-th phrase; the original's twenty, over and over."""
-    return markup.COLOURS[index % len(markup.COLOURS)]
-
-
-def split_by_phrase(text: str, phrases: Sequence[Phrase]) -> list[tuple[str, int | None]]:
-    """Cut text into (piece, index of its phrase or None), in reading order, nothing lost.
-
-    Where phrases overlap the inner (later) part belongs to the phrase that starts later.
-    """
-    owner: list[int | None] = [None] * len(text)
-    for index in sorted(range(len(phrases)), key=lambda i: (phrases[i].span[0], -phrases[i].span[1])):
-        start, end = phrases[index].span
-        owner[start:end] = [index] * (end - start)
-    pieces: list[tuple[str, int | None]] = []
-    for i, character in enumerate(text):
-        if pieces and pieces[-1][1] == owner[i]:
-            pieces[-1] = (pieces[-1][0] + character, owner[i])
-        else:
-            pieces.append((character, owner[i]))
-    return pieces

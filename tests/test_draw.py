@@ -5,8 +5,8 @@ import PIL.Image
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lgjax.draw import SHEET_COLOUR, coloured_text, overlay
-from lgjax.infer.answer import Answer, Phrase, phrase_colour, split_by_phrase
+from lgjax.draw import SHEET_COLOUR, coloured_text, phrase_colour, split_by_phrase
+from lgjax.infer.answer import Answer, Phrase
 
 
 def phrase(text: str, start: int, boxes=((2, 3, 20, 30),), size=(60, 80)) -> Phrase:
@@ -23,7 +23,7 @@ def answer(text: str, *phrases: Phrase, region=None) -> Answer:
 
 
 def test_masks_take_the_colour_of_their_phrase_and_the_rest_stays():
-    drawn = np.asarray(overlay(answer("A cat sleeps.", phrase("A cat", 0, ((10, 40, 30, 58),)))), np.int32)
+    drawn = np.asarray(answer("A cat sleeps.", phrase("A cat", 0, ((10, 40, 30, 58),))).draw(), np.int32)
     scale = drawn.shape[1] // 80
     inside, outside = drawn[50 * scale, 20 * scale], drawn[20 * scale, 60 * scale]
     np.testing.assert_allclose(inside, 0.55 * 100 + 0.45 * np.asarray(phrase_colour(0)), atol=1)
@@ -33,14 +33,14 @@ def test_masks_take_the_colour_of_their_phrase_and_the_rest_stays():
 
 def test_long_text_wraps_and_nothing_found_is_plain():
     text = "A cat " + "and another cat " * 30
-    short = overlay(answer("A cat sleeps."))
-    long = overlay(answer(text, phrase("A cat", 0, boxes=())))
+    short = answer("A cat sleeps.").draw()
+    long = answer(text, phrase("A cat", 0, boxes=())).draw()
     assert long.width == short.width and long.height > short.height
-    assert coloured_text(answer(text, phrase("A cat", 0, boxes=()))).spans == []
+    assert coloured_text(text, [phrase("A cat", 0, boxes=())]).spans == []
 
 
 def test_coloured_text_marks_the_phrases():
-    text = coloured_text(answer("A cat and a dog.", phrase("A cat", 0), phrase("a dog", 10)))
+    text = coloured_text("A cat and a dog.", [phrase("A cat", 0), phrase("a dog", 10)])
     assert text.plain == "A cat and a dog."
     assert [(span.start, span.end) for span in text.spans] == [(0, 5), (10, 15)]
     assert str(phrase_colour(1)).replace(" ", "") in str(text.spans[1].style)
@@ -49,7 +49,7 @@ def test_coloured_text_marks_the_phrases():
 def test_region_is_shown():
     region = np.zeros((1, 60, 80), bool)
     region[0, 30:50, 40:70] = True
-    drawn = np.asarray(overlay(answer("Yes.", region=region)), np.int32)
+    drawn = np.asarray(answer("Yes.", region=region).draw(), np.int32)
     scale = drawn.shape[1] // 80
     assert drawn[40 * scale, 50 * scale].tolist() != [100] * 3 == drawn[10 * scale, 10 * scale].tolist()
 
