@@ -50,13 +50,14 @@ def chat(
 
     Args:
         image: The picture (any format that Pillow reads).
-        question: What to ask. Write % where a click or box is meant: "What is the object % doing?"
+        question: What to ask. Write % where a click or box is meant, with a space on both sides, not as the
+            first word: "What is the object % doing?"
         checkpoint: Folder made by `lgjax convert`, or the name of a preset ("debug": tiny and untrained).
         click: X,Y of a clicked pixel; may be given several times, one % each.
         box: X0,Y0,X1,Y1 of a box in pixels; may be given several times, one % each, after the clicks.
         ground: Add "(with grounding)" to the question, which asks the model for boxes and masks.
         threshold: A query answers for a phrase above this probability; None keeps only the best query.
-        queries: Object queries of the grounding model, 50 to 900 (default: the checkpoint's, 300).
+        queries: Object queries of the grounding model, at most 900 (default: the checkpoint's, 300).
         temperature: 0 always takes the likeliest word; higher samples.
         top_p: Sample only from the likeliest words that together reach this probability.
         seed: Seed of the sampling.
@@ -162,20 +163,12 @@ def inspect(folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar=
     print(describe(folder))
 
 
-def _use_compilation_cache() -> None:
-    """Keep compiled programs under the user's cache folder, unless the environment names another place."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lgjax" / "jax"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script; faults of the input end with one line and exit status 1."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments in (["--version"], ["-V"]):
         print(f"lgjax {__version__}")
         return
-    _use_compilation_cache()
     try:
         app.cli(prog="lgjax", args=arguments, description=DESCRIPTION)
     except (ValueError, OSError, ImportError) as error:

@@ -6,6 +6,8 @@ import dataclasses
 from typing import Literal
 
 SegState = Literal["before", "at"]
+IMAGE_TOKEN = -200  # stands for a picture among token ids
+IGNORE_LABEL = -100  # label of a position that is not learnt
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -72,7 +72,7 @@ def overlay(
     phrases: Sequence[Drawable],
     region_mask: Bool[np.ndarray, "h w"] | None = None,
 ) -> PIL.Image.Image:
-    """Draw masks, boxes and numbers of all phrases, and the coloured text on a strip below.
+    """Draw masks, boxes and words of all phrases, and the coloured text on a strip below.
 
     Small pictures are enlarged so that the text can be read.
     """

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from lgjax.convert.convert import convert as convert_weights
 from lgjax.draw import coloured_text
@@ -46,11 +47,12 @@ def show(console: Console, answer: Answer) -> None:
         return
     table = Table("phrase", "score", "box (x0, y0, x1, y1)", "mask pixels", box=None, header_style="dim")
     for phrase in answer.phrases:
+        name = Text(phrase.text)  # not a str: the model's words may look like rich's markup
         if not len(phrase.boxes):
-            table.add_row(phrase.text, "-", "nothing found", "")
+            table.add_row(name, "-", "nothing found", "")
         for box, score, mask in zip(phrase.boxes, phrase.scores, phrase.masks, strict=True):
             corners = ", ".join(f"{value:.0f}" for value in box)
-            table.add_row(phrase.text, f"{score:.2f}", corners, str(int(mask.sum())))
+            table.add_row(name, f"{score:.2f}", corners, str(int(mask.sum())))
     console.print(table)
 
 
@@ -66,7 +68,7 @@ def load(console: Console, checkpoint: str, dtype: str, devices: tuple[int, int]
             "or try the plumbing with --checkpoint debug, a tiny untrained model"
         )
     mesh = None if devices == (1, 1) else make_mesh(fsdp=devices[0], tensor=devices[1])
-    with console.status(f"loading {checkpoint} …"):
+    with console.status(Text(f"loading {checkpoint} …")):
         return GroundedChat.load(checkpoint, dtype=dtype, mesh=mesh)
 
 
@@ -97,7 +99,11 @@ def chat(
     else:
         show(console, answer)
     if out is not None:
-        console.print("wrote " + " and ".join(str(path) for path in save(answer, out)), style="dim")
+        console.print(_wrote(save(answer, out)))
+
+
+def _wrote(paths: tuple[Path, Path]) -> Text:
+    return Text(f"wrote {paths[0]} and {paths[1]}", style="dim")
 
 
 def _ask(
@@ -146,7 +152,7 @@ def session(
                     [],
                     None,
                 )
-                console.print(f"looking at {rest}", style="dim")
+                console.print(Text(f"looking at {rest}", style="dim"))
             elif command in ("/click", "/box"):
                 region = parse_region(rest)
                 conversation.check(region)
@@ -158,8 +164,7 @@ def session(
             elif command == "/save":
                 if last is None:
                     raise ValueError("there is no answer to save yet")
-                paths = save(last, Path(rest) if rest else folder)
-                console.print("wrote " + " and ".join(map(str, paths)), style="dim")
+                console.print(_wrote(save(last, Path(rest) if rest else folder)))
             elif command.startswith("/"):
                 raise ValueError(f"no command '{command}'; /help lists them")
             else:
@@ -194,8 +199,6 @@ def convert(
             ),
         )
     skipped = () if meta.source is None else meta.source.skipped
-    Console().print(
-        f"wrote {target}: {', '.join(meta.parts)}; `lgjax inspect {target}` says more", markup=False
-    )
+    print(f"wrote {target}: {', '.join(meta.parts)}; `lgjax inspect {target}` says more")
     if skipped:
-        Console().print(f"left out {len(skipped)} tensors that no parameter takes", style="dim")
+        print(f"left out {len(skipped)} tensors that no parameter takes")

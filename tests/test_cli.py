@@ -101,6 +101,12 @@ def test_session(checkpoint, photo, tmp_path, capsys, monkeypatch):
     assert next(lines) == "never read"
 
 
+def test_words_that_look_like_markup_are_shown_as_they_are(checkpoint, photo, capsys):
+    text = "<g_s> [/b] <g_e> <seg> and <g_s> [red]dog <g_e> <seg>"
+    main(["chat", photo, "What?", "--checkpoint", checkpoint, "--answer", text])
+    assert capsys.readouterr().out.count("[red]dog") == 2
+
+
 def test_session_ends_with_its_input(checkpoint, photo, monkeypatch):
     def end(*arguments, **keywords):
         raise EOFError
@@ -145,6 +151,7 @@ def test_faults_of_files_are_one_line(checkpoint, photo, tmp_path, capsys):
         "not a picture": ["chat", str(tmp_path / "text.png"), "a?", "--checkpoint", checkpoint],
         "truncated": ["chat", str(tmp_path / "cut.png"), "a?", "--checkpoint", checkpoint],
         "there is no such folder": ["inspect", str(tmp_path / "absent")],
+        "no preset of that name": ["chat", photo, "a?", "--checkpoint", "llava_g_7b"],
     }
     for part, arguments in cases.items():
         line = fault(capsys, *arguments)

@@ -1,10 +1,12 @@
-"""Random parameters for tests: shapes from `eval_shape`, values from numpy, so that nothing is compiled."""
+"""Parameters for tests: random ones without compiling an init, and those of a PyTorch state dict."""
 
 import zlib
 
 import flax.linen as nn
 import jax
 import numpy as np
+
+from lgjax.convert import keys
 
 
 def random_parameters(module: nn.Module, *inputs, seed: int = 0, **arguments) -> dict:
@@ -26,3 +28,19 @@ def fill(abstract: dict, seed: int = 0) -> dict:
         return noise / np.float32(np.sqrt(fan_in))
 
     return jax.tree_util.tree_map_with_path(value, abstract)
+
+
+def parameter_tree(state: dict[str, np.ndarray]) -> dict:
+    """Turn a whole state dict into a nested parameter dict; aliases, buffers and dead keys are dropped."""
+    tree: dict = {}
+    for key, tensor in state.items():
+        if keys.canonical(key) != key or keys.is_buffer(key) or keys.is_dead(key):
+            continue
+        found = keys.parameter(key)
+        assert found is not None, f"no rule knows '{key}'"
+        *parents, leaf = found[0].split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = keys.to_parameter(tensor, found[1])
+    return tree

@@ -258,23 +258,3 @@ def to_checkpoint(value: np.ndarray, layout: Layout) -> np.ndarray:
     if layout == "linear":
         return value.T
     return value.transpose(3, 2, 0, 1) if layout == "conv" else value
-
-
-def parameter_tree(state: dict[str, np.ndarray]) -> dict:
-    """Turn a whole (small) state dict into a nested parameter dict without aliases, buffers and dead keys.
-
-    Raises:
-        KeyError: a key that no rule knows.
-    """
-    tree: dict = {}
-    for key, tensor in state.items():
-        if canonical(key) != key or is_buffer(key) or is_dead(key):
-            continue
-        if (found := parameter(key)) is None:
-            raise KeyError(f"unexpected checkpoint key '{key}'")
-        *parents, leaf = found[0].split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = to_parameter(tensor, found[1])
-    return tree

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float32
 
+from lgjax.config import IMAGE_TOKEN
 from lgjax.data import images
 from lgjax.infer import engine, generate
 from lgjax.infer.answer import Answer
@@ -19,11 +20,15 @@ from lgjax.infer.regions import Box, Click, Region, prompt_of
 from lgjax.infer.request import Model, Options, Request, View
 from lgjax.infer.run import Progress, run
 from lgjax.models.llama import Cache
-from lgjax.models.splice import IMAGE_ID, plan_row
+from lgjax.models.splice import plan_row
 from lgjax.text import markup
 from lgjax.text.conversation import GROUNDING_SUFFIX, History, chat_prompt
+from lgjax.text.tokenizer import IMAGE_PLACEHOLDER
 
 Regions = Region | Sequence[Region] | None
+HOW_TO_MARK = (
+    'write % with a space on both sides, as in "What is the object % doing?", and not as the first word'
+)
 
 
 class GroundedChat:
@@ -43,7 +48,8 @@ class GroundedChat:
         Grounding and visual prompts always compute in float32.
 
         Raises:
-            ValueError: not a checkpoint, or its numbers are not those that the conversion found.
+            FileNotFoundError: no checkpoint there.
+            ValueError: a damaged or partial one, or its numbers are not those that the conversion found.
         """
         return cls(load_model(source, dtype=dtype, mesh=mesh))
 
@@ -58,10 +64,12 @@ class GroundedChat:
     def ask(self, image: images.ImageSource, text: str, region: Regions = None, **options: Any) -> Answer:
         """Ask one question about a picture; `options` are the fields of `Options`.
 
-        A region is a click or a box in pixels; the question says " %" where it is meant: once for each of
-        several regions, in their order; a single region may be meant more than once.
+        A region is a click or a box in pixels; the question says % where it is meant, with a space on both
+        sides and not as the first word: once for each of several regions, in their order. A single region
+        stands for every such % of its question.
 
         Raises:
+            FileNotFoundError: no such picture.
             ValueError: an unreadable picture, a region outside it, or marks that do not match the regions.
         """
         return self.start(image).ask(text, region, **options)
@@ -138,6 +146,11 @@ class Conversation:
         if not self._turns:
             raise ValueError("there is no question to take back")
         self._turns.pop()
+        # the number of a forgotten region may go to another one, so nothing that points at it may stay held
+        kept = sum(len(turn.objects) for turn in self._turns)
+        forgotten = np.flatnonzero(self._held[:, 2] >= kept)
+        if len(forgotten):
+            self._held = self._held[: forgotten[0]]
 
     def ask(
         self,
@@ -169,10 +182,10 @@ class Conversation:
     def _remembered(self, answer: Answer) -> str:
         """The answer as later prompts repeat it. Source: spec/language_model.md 7.4, 13.5."""
         if self._history == "training":
-            return answer.tagged_text
+            return answer.tagged_text.replace(IMAGE_PLACEHOLDER, "")
         masks = [np.zeros((len(boxes), 1, 1), bool) for boxes in answer.canvas_boxes]
         text, _, _ = markup.filter_empty_box_masks(answer.tagged_text, answer.canvas_boxes, masks)
-        return markup.demo_history(markup.demo_html(text))
+        return markup.demo_history(markup.demo_html(text)).replace(IMAGE_PLACEHOLDER, "")
 
     def request(self, text: str, region: Regions, options: Options) -> tuple[Request, Turn]:
         """Plan the prompt of the next question and read its regions; the conversation does not change.
@@ -184,6 +197,10 @@ class Conversation:
         question = text.strip()
         if not question:
             raise ValueError("the question is empty")
+        if IMAGE_PLACEHOLDER in question:
+            raise ValueError(
+                f"leave {IMAGE_PLACEHOLDER} out of the question; the picture is put in front of it"
+            )
         if options.ground and not question.endswith(GROUNDING_SUFFIX):
             question = f"{question} {GROUNDING_SUFFIX}"
         asked = [(turn.question, turn.answer) for turn in self._turns]
@@ -226,7 +243,7 @@ class Conversation:
 
     def _marks(self, ids: Sequence[int]) -> list[int]:
         """Places of the marks: percent signs of their own after the picture."""
-        image = max(i for i, token in enumerate(ids) if token == IMAGE_ID)
+        image = max(i for i, token in enumerate(ids) if token == IMAGE_TOKEN)
         percent = self._model.tokenizer.percent_id
         return [i for i, token in enumerate(ids) if token == percent and i > image]
 
@@ -254,14 +271,11 @@ def _assign(marks: int, regions: int, first: int) -> tuple[int, ...]:
     if regions == 0:
         return (-1,) * marks
     if marks == 0:
-        raise ValueError(
-            "a region was given but the question does not say where it is meant; "
-            'write % as a word of its own, as in "What is the object % doing?"'
-        )
+        raise ValueError(f"a region was given but the question does not say where it is meant; {HOW_TO_MARK}")
     if regions == 1:
         return (first,) * marks
     if marks != regions:
         raise ValueError(
-            f"{regions} regions, but {marks} times % as a word of its own in the question; write one for each"
+            f"{regions} regions, but {marks} times %: one is needed for each region; {HOW_TO_MARK}"
         )
     return tuple(range(first, first + regions))

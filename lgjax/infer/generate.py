@@ -69,6 +69,14 @@ def bucket(n: int, multiple: int = 64) -> int:
     return max(1, -(-n // multiple)) * multiple
 
 
+def coarse_bucket(n: int) -> int:
+    """Round `n` up to 64, 96, 128, 192, 256, 384, 512, ...: a growing length is compiled log(n) times."""
+    size = 64
+    while size < n:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+    return size
+
+
 def cache_length(cache: Cache) -> int:
     """Positions that a cache can hold."""
     return (cache if isinstance(cache, LayerCache) else cache[0]).keys.shape[-2]

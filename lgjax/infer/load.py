@@ -22,6 +22,14 @@ DEBUG = "debug"
 NEEDED = ("clip", "projector", "llama")
 
 
+def use_compilation_cache() -> None:
+    """Keep compiled programs in the user's cache folder, unless jax was already told of another place."""
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "lgjax" / "jax"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
 def load_model(source: str | Path, *, dtype: str = "auto", mesh: jax.sharding.Mesh | None = None) -> Model:
     """Load a checkpoint folder, or "debug": tiny, with fresh random weights, for trying the plumbing.
 
@@ -33,9 +41,14 @@ def load_model(source: str | Path, *, dtype: str = "auto", mesh: jax.sharding.Me
     """
     if dtype not in ("auto", "float32", "bfloat16"):
         raise ValueError(f"dtype '{dtype}' is none of auto, float32, bfloat16")
+    use_compilation_cache()
     if str(source) == DEBUG and not Path(source).exists():
         return debug_model()
     folder = Path(source)
+    if not folder.exists():
+        raise FileNotFoundError(
+            f"no checkpoint folder '{source}', and no preset of that name has weights (only '{DEBUG}' has)"
+        )
     found = meta.read(folder)
     if missing := [part for part in NEEDED if part not in found.parts]:
         raise ValueError(

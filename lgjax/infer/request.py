@@ -25,10 +25,10 @@ class Options:
     """How to answer.
 
     ground: add "(with grounding)" to the question when it is missing; threshold: a query answers for a phrase
-    above this probability, None keeps the best one alone; queries: object queries, 50 to 900, None for the
+    above this probability, None keeps the best one alone; queries: object queries, 1 to 900, None for the
     model's own number; temperature 0 is greedy, otherwise ids are drawn from the nucleus of mass `top_p` with
-    `seed`; max_tokens: most new tokens; stop: texts that end the answer where they begin; answer: a text with
-    grounding tokens to ground instead of a generated one.
+    `seed`; max_tokens: most new tokens; stop: a text, or several, that end the answer where they begin;
+    answer: a text with grounding tokens to ground instead of a generated one.
 
     Raises:
         ValueError: a value out of its range.
@@ -41,8 +41,13 @@ class Options:
     top_p: float | int = 1.0
     seed: int = 0
     max_tokens: int = 256
-    stop: tuple[str, ...] = ()
+    stop: str | tuple[str, ...] = ()
     answer: str | None = None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """All stop texts."""
+        return (self.stop,) if isinstance(self.stop, str) else self.stop
 
     def __post_init__(self) -> None:
         wrong = None
@@ -58,8 +63,8 @@ class Options:
             wrong = f"max_tokens {self.max_tokens} must be at least 1"
         elif not 0 <= self.seed < 2**32:
             wrong = f"seed {self.seed} must be 0 to 4294967295"
-        elif "" in self.stop:
-            wrong = "an empty stop text would end every answer at once"
+        elif "" in self.stops:
+            wrong = f"stop {self.stop!r} holds an empty text, which would end every answer at once"
         if wrong:
             raise ValueError(wrong)
 

@@ -57,31 +57,34 @@ def run(
     progress("answering")
     out = _decode(model, requests, hidden, cache)
     ids, states = [], []
-    counts, stopped, all_ids = (np.asarray(part) for part in (out.counts, out.stopped, out.ids))
+    parts = (out.counts, out.stopped, out.ids, out.seg_states)
+    counts, stopped, all_ids, all_states = (np.asarray(part) for part in parts)
+    ended = []
     for row, request in enumerate(requests):
-        kept = kept_ids(all_ids[row, : counts[row]], request.options, model.tokenizer)
+        kept, by_text = kept_ids(all_ids[row, : counts[row]], request.options, model.tokenizer)
         ids.append(kept)
-        states.append(np.asarray(out.seg_states[row, : int((kept == model.tokenizer.seg_id).sum())]))
+        ended.append(bool(stopped[row]) or by_text)
+        states.append(all_states[row, : int((kept == model.tokenizer.seg_id).sum())])
     if any(len(found) for found in states):
         progress("grounding")
     grounded = ground(model, requests, states)
     answers = []
     for row, request in enumerate(requests):
-        finished = bool(stopped[row] or len(ids[row]) < counts[row])
-        answers.append(build_answer(request, ids[row], grounded[row], finished, model.tokenizer))
+        answers.append(build_answer(request, ids[row], grounded[row], ended[row], model.tokenizer))
     return Result(answers, ids, out.cache)
 
 
 def _prefill(
     model: Model, requests: Sequence[Request], cache: Cache | None
 ) -> tuple[Float[Array, "b d"], Cache]:
-    room = generate.bucket(max(len(request.plan.tokens) for request in requests))
-    room += generate.bucket(max(request.options.max_tokens for request in requests))
+    room = max(len(request.plan.tokens) for request in requests)
+    room = generate.coarse_bucket(room + generate.bucket(max(r.options.max_tokens for r in requests)))
     held = init_cache(model.config.llama, len(requests), room, model.cache_dtype) if cache is None else cache
     if (missing := room - generate.cache_length(held)) > 0:
         held = jax.tree.map(lambda part: jnp.pad(part, ((0, 0), (0, 0), (0, missing), (0, 0))), held)
     suffixes = [_suffix(request.plan, request.start) for request in requests]
-    plan = plan_batch(suffixes, generate.bucket(max(len(suffix.tokens) for suffix in suffixes)))
+    length = generate.coarse_bucket(max(len(suffix.tokens) for suffix in suffixes))
+    plan = plan_batch(suffixes, length, num_images=len(requests))
     tokens = jnp.concatenate([request.view.tokens for request in requests])
     width = model.config.llama.hidden_size
     most = generate.bucket(max(len(request.objects) for request in requests), 4)
@@ -149,21 +152,20 @@ def _decode(
     return generate.decode(model.llama, params, sizes, hidden, cache, positions, limits, sampling, forced)
 
 
-def kept_ids(ids: Int32[np.ndarray, " n"], options: Options, tokenizer: Tokenizer) -> Int32[np.ndarray, " m"]:
-    """Ids up to where the text ends the answer: at a spelled-out end tag, or where a stop text begins."""
-    if (end := tokenizer.stop_length(ids)) is not None:
-        ids = ids[:end]
+def kept_ids(
+    ids: Int32[np.ndarray, " n"], options: Options, tokenizer: Tokenizer
+) -> tuple[Int32[np.ndarray, " m"], bool]:
+    """Ids up to where the text ends the answer, behind a spelled-out end tag or before a stop, if it does."""
+    end = tokenizer.stop_length(ids)
+    ids = ids if end is None else ids[:end]
     text = tokenizer.decode(ids)
-    begins = [text.index(stop) for stop in options.stop if stop in text]
+    begins = [text.index(stop) for stop in options.stops if stop in text]
     if not begins:
-        return ids
-    low, high = 0, len(ids)  # the decoded text only grows, so the cut can be bisected
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (
-            (middle, high) if len(tokenizer.decode(ids[:middle])) <= min(begins) else (low, middle - 1)
-        )
-    return ids[:low]
+        return ids, end is not None
+    before = text[: min(begins)]
+    # from the end: the text of a part may hold half a character, which is no begin of the whole text
+    fits = (n for n in range(len(ids), -1, -1) if before.startswith(tokenizer.decode(ids[:n])))
+    return ids[: next(fits)], True
 
 
 def ground(
@@ -172,14 +174,16 @@ def ground(
     """Boxes and masks for the `<seg>` states of each row, all rows in one call."""
     if not any(len(found) for found in states):
         return [[] for _ in requests]
+    grounding = model.config.grounding
+    if grounding is None:  # words without boxes
+        nothing = Grounded(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros((0, 1, 1), bool))
+        return [[nothing] * len(found) for found in states]
     room = generate.bucket(max(len(found) for found in states), 8)
     phrases = np.zeros((len(requests), room, model.config.llama.hidden_size), np.float32)
     for row, found in enumerate(states):
         phrases[row, : len(found)] = found
     mask = np.arange(room)[None] < np.asarray([len(found) for found in states])[:, None]
     features = jax.tree.map(lambda *parts: jnp.concatenate(parts), *[r.view.features for r in requests])
-    grounding = model.config.grounding
-    assert grounding is not None, "a view without grounding model has no features"
     queries = requests[0].options.queries or grounding.num_queries
     out = engine.ground(model.config, model.params, features, phrases, mask, queries)
     probabilities, boxes, embedding = np.asarray(out[0]), np.asarray(out[1]), out[2]

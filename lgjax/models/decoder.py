@@ -17,7 +17,8 @@ from jaxtyping import Array, Bool, Float
 
 from lgjax.config import TransformerConfig
 from lgjax.models.deformable import DeformableAttention
-from lgjax.models.layers import MLP, LayerNorm, Linear, xavier
+from lgjax.models.layers import MLP, LayerNorm, Linear, named, xavier
+from lgjax.models.matmul import matmul
 from lgjax.models.position import LevelSizes, inverse_sigmoid, sine_box_code
 
 
@@ -31,6 +32,25 @@ class DecoderStates(NamedTuple):
 
     hidden: tuple[jax.Array, ...]
     references: tuple[jax.Array, ...]
+
+
+class PackedProjection(nn.Module):
+    """Queries and keys of one input, values of another, by one packed kernel [c, 3c] in the order q, k, v."""
+
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, queries_keys: Float[Array, "b n c"], values: Float[Array, "b n c"]
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        c = values.shape[-1]
+        kernel = self.param("kernel", named(xavier, "hidden", "hidden_out"), (c, 3 * c))
+        bias = self.param("bias", named(nn.initializers.zeros_init(), "hidden_out"), (3 * c,))
+        bias = bias.astype(self.dtype)
+        qk = matmul(queries_keys.astype(self.dtype), kernel[:, : 2 * c]) + bias[: 2 * c]
+        v = matmul(values.astype(self.dtype), kernel[:, 2 * c :]) + bias[2 * c :]
+        q, k = jnp.split(qk, 2, -1)
+        return q, k, v
 
 
 class SelfAttention(nn.Module):
@@ -48,19 +68,14 @@ class SelfAttention(nn.Module):
     ) -> Float[Array, "b q c"]:
         b, n, c = x.shape
         heads, width = self.num_heads, c // self.num_heads
-        linear = functools.partial(Linear, dtype=self.dtype, kernel_init=xavier)
-        in_proj = linear(3 * c, ("hidden", "hidden_out"), name="in_proj")
-        # the packed kernel is applied to both inputs; XLA drops the parts that nobody reads
-        q, k, _ = jnp.split(in_proj(x + position), 3, -1)
-        v = jnp.split(in_proj(x), 3, -1)[2]
+        q, k, v = PackedProjection(self.dtype, name="in_proj")(x + position, x)
         q, k, v = (part.reshape(b, n, heads, width).transpose(0, 2, 1, 3) for part in (q, k, v))
         scores = jnp.einsum("bhqd,bhkd->bhqk", q * width**-0.5, k).astype(jnp.float32)
         if allowed is not None:
             scores = jnp.where(allowed[:, None], scores, -jnp.inf)
         out = jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(scores).astype(self.dtype), v)
-        return linear(c, ("hidden_out", "hidden"), name="out_proj")(
-            out.transpose(0, 2, 1, 3).reshape(b, n, c)
-        )
+        out_proj = Linear(c, ("hidden_out", "hidden"), kernel_init=xavier, dtype=self.dtype, name="out_proj")
+        return out_proj(out.transpose(0, 2, 1, 3).reshape(b, n, c))
 
 
 class DecoderLayer(nn.Module):

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32
 
-IMAGE_ID = -200  # stands for one image in token ids
-IGNORED = -100  # label without a loss
+from lgjax.config import IGNORE_LABEL, IMAGE_TOKEN
 
 
 class RowPlan(NamedTuple):
@@ -65,16 +64,16 @@ def plan_row(
         ValueError: `num_objects` differs from the number of marks; labels or mask have another length.
     """
     row = np.asarray(ids, np.int32)
-    targets = np.full_like(row, IGNORED) if labels is None else np.array(labels, np.int32)
+    targets = np.full_like(row, IGNORE_LABEL) if labels is None else np.array(labels, np.int32)
     real = np.ones(row.shape, bool) if mask is None else np.asarray(mask, bool)
     if targets.shape != row.shape or real.shape != row.shape:
         raise ValueError(f"{len(row)} token ids, but {len(targets)} labels and {len(real)} mask entries")
-    image = row == IMAGE_ID
+    image = row == IMAGE_TOKEN
     marked = np.zeros(row.shape, bool)
     if percent_id is not None and image.any():
         marked = (row == percent_id) & (np.arange(len(row)) > np.flatnonzero(image)[-1])
         # the original looks at the labels, which hold the mark only in answers
-        targets[(targets == percent_id) & (np.arange(len(row)) > np.flatnonzero(image)[-1])] = IGNORED
+        targets[(targets == percent_id) & (np.arange(len(row)) > np.flatnonzero(image)[-1])] = IGNORE_LABEL
     if num_objects is not None and marked.sum() != num_objects:
         raise ValueError(
             f"{num_objects} object features for {marked.sum()} marks (id {percent_id}) after the last image; "
@@ -87,7 +86,7 @@ def plan_row(
         tokens=np.repeat(np.where(image | marked, -1, row), repeats).astype(np.int32),
         patches=np.where(is_patch, np.cumsum(is_patch) - 1, -1).astype(np.int32),
         objects=np.repeat(np.where(marked, order, -1), repeats).astype(np.int32),
-        labels=np.repeat(np.where(image, IGNORED, targets), repeats).astype(np.int32),
+        labels=np.repeat(np.where(image, IGNORE_LABEL, targets), repeats).astype(np.int32),
         mask=np.repeat(real | image, repeats),
         num_images=int(image.sum()),
         num_image_tokens=num_image_tokens,
@@ -127,7 +126,7 @@ def plan_batch(
         tokens=pad([row.tokens for row in rows], -1),
         patches=pad(patches, -1),
         objects=pad([row.objects for row in rows], -1),
-        labels=pad([row.labels for row in rows], IGNORED),
+        labels=pad([row.labels for row in rows], IGNORE_LABEL),
         mask=pad([row.mask for row in rows], False),
         lengths=np.asarray([len(row.tokens) for row in rows], np.int32),
     )

@@ -13,9 +13,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int32
 
+from lgjax.config import IGNORE_LABEL
 from lgjax.text.tokenizer import IMAGE_PLACEHOLDER, Tokenizer
 
-IGNORE_LABEL = -100
 GROUNDING_SUFFIX = "(with grounding)"
 VISUAL_PROMPT_MARK = "%"
 VISUAL_PROMPT_TAG = "<obj>"

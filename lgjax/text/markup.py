@@ -165,7 +165,7 @@ def format_record(text: str, groups: Sequence[Boxes], question_id: int | str) ->
     An answer of fewer than 6 characters, which fails in the original, is returned as it is.
     Source: spec/language_model.md 13.4, quirk Q3.
     """
-    if _SEG not in text:
+    if len(text) < 6 or _SEG not in text:
         return Record(question_id, text, text, [])
     plain = boxed = ""
     used: list[str] = []

@@ -15,7 +15,8 @@ from typing import SupportsIndex
 
 import sentencepiece
 
-IMAGE_TOKEN = -200
+from lgjax.config import IMAGE_TOKEN
+
 IMAGE_PLACEHOLDER = "<image>"
 GROUNDING_TOKENS = ("<g_s>", "<g_e>", "<seg>")
 

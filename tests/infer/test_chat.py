@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 from pycocotools import mask as coco_mask
 
-from lgjax.infer import run
+from lgjax.infer import generate, run
 from lgjax.infer.answer import decode_mask
 from lgjax.infer.chat import GroundedChat
 from lgjax.infer.regions import Box, Click
@@ -127,6 +127,8 @@ def test_token_limit_and_stop_texts():
     words = "A cat sits on a red mat ."
     forced = chat().ask(picture(0), "What is it?", answer=words, stop=("red",))
     assert forced.text == "A cat sits on a" and forced.finished
+    unicode = chat().ask(picture(0), "What is it?", answer="A cat 🐈 🐈🐈x ends.", stop="x")
+    assert unicode.text == "A cat 🐈 🐈🐈"
     untouched = chat().ask(picture(0), "What is it?", answer=words, stop=("blue",))
     assert untouched.text == "A cat sits on a red mat ."
 
@@ -168,6 +170,39 @@ def test_undo_forgets_the_question():
         chat().start(picture(0)).undo()
 
 
+def test_undo_forgets_the_region():
+    """The next region takes the number of the forgotten one; the cache must not mix them up."""
+    talk, fresh = chat().start(picture(0)), chat().start(picture(0))
+    for conversation in (talk, fresh):
+        conversation.ask("What is it?", max_tokens=8)
+    talk.ask("What is % ?", Click(5, 5), max_tokens=8)
+    talk.undo()
+    same_answer(
+        talk.ask("What is % ?", Box(40, 30, 110, 80), max_tokens=8),
+        fresh.ask("What is % ?", Box(40, 30, 110, 80), max_tokens=8),
+    )
+
+
+def test_longer_turns_compile_seldom():
+    talk = chat().start(picture(0))
+    before = generate._decode._cache_size(), generate._prefill._cache_size()
+    for turn in range(8):
+        talk.ask(f"Question {turn}: what is there, where is it, and why is it there at all?", max_tokens=40)
+    after = generate._decode._cache_size(), generate._prefill._cache_size()
+    assert after[0] - before[0] <= 5 and after[1] - before[1] <= 7
+
+
+def test_words_without_boxes_when_there_is_no_grounding_model():
+    loaded = model()
+    params = {name: part for name, part in loaded.params.items() if name != "grounding"}
+    config = dataclasses.replace(loaded.config, grounding=None)
+    answer = GroundedChat(dataclasses.replace(loaded, config=config, params=params)).ask(
+        picture(0), "What is it?", answer=GROUNDED
+    )
+    assert [phrase.text for phrase in answer.phrases] == ["A man", "two brown horses"]
+    assert all(phrase.masks.shape == (0, 90, 120) for phrase in answer.phrases)
+
+
 def test_earlier_answers_stand_in_the_prompt_as_in_the_demo_or_as_in_training():
     for history, part in (("demo", "A man"), ("training", "<g_s> A man <g_e> <seg> rides")):
         talk = chat().start(picture(0), history=history)
@@ -202,6 +237,7 @@ def test_region_masks_have_the_size_of_the_picture():
         (("What is % ?", Click(500, 5)), "outside the picture"),
         (("What is % ?", Box(5, 5, 50, 500)), "outside the picture"),
         (("   ", None), "empty"),
+        (("<image> again?", None), "leave <image> out"),
     ],
 )
 def test_questions_that_make_no_sense_are_refused(arguments, message):
@@ -220,6 +256,7 @@ def test_questions_that_make_no_sense_are_refused(arguments, message):
         {"max_tokens": 0},
         {"seed": -1},
         {"stop": ("",)},
+        {"stop": ""},
     ],
 )
 def test_options_out_of_range_are_refused(options):

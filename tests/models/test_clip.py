@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from lgjax.config import ClipConfig
-from lgjax.convert import keys
 from lgjax.models.clip import ClipTower
+from tests.weights import parameter_tree
 
 SMALL = ClipConfig(image_size=28, patch_size=7, hidden_size=24, mlp_size=40, num_layers=4, num_heads=3)
 
@@ -22,7 +22,7 @@ def parameters(theirs) -> dict:
     state = {
         name if name.startswith("vision_model.") else f"vision_model.{name}": w for name, w in state.items()
     }
-    return jax.tree.map(jnp.asarray, keys.parameter_tree({prefix + k: w for k, w in state.items()})["clip"])
+    return jax.tree.map(jnp.asarray, parameter_tree({prefix + k: w for k, w in state.items()})["clip"])
 
 
 @pytest.mark.parametrize(

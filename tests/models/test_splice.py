@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lgjax.models.splice import IGNORED, IMAGE_ID, plan_batch, plan_row, splice
+from lgjax.config import IGNORE_LABEL, IMAGE_TOKEN
+from lgjax.models.splice import plan_batch, plan_row, splice
 
 PATCHES, WIDTH, MARK = 3, 4, 7
 
 rows = st.lists(
     st.tuples(
-        st.lists(st.one_of(st.just(IMAGE_ID), st.just(MARK), st.integers(0, 20)), min_size=1, max_size=9),
+        st.lists(st.one_of(st.just(IMAGE_TOKEN), st.just(MARK), st.integers(0, 20)), min_size=1, max_size=9),
         st.integers(0, 3),
     ),
     min_size=1,
@@ -36,15 +37,15 @@ def reference(batch, images, objects, in_order):
     embeds, labels, image = [], [], 0
     for row, ids in enumerate(batch):
         vectors, targets, used, nth = [], [], 0, 0
-        last = max((i for i, token in enumerate(ids) if token == IMAGE_ID), default=None)
+        last = max((i for i, token in enumerate(ids) if token == IMAGE_TOKEN), default=None)
         for i, token in enumerate(ids):
-            if token == IMAGE_ID:
+            if token == IMAGE_TOKEN:
                 vectors.extend(images[image + used])
-                targets.extend([IGNORED] * PATCHES)
+                targets.extend([IGNORE_LABEL] * PATCHES)
                 used += 1
             elif token == MARK and last is not None and i > last:
                 vectors.append(objects[row][nth if in_order else 0])
-                targets.append(IGNORED)
+                targets.append(IGNORE_LABEL)
                 nth += 1
             else:
                 vectors.append(word(token))
@@ -65,7 +66,7 @@ def test_equals_list_reference(rows, in_order, padding):
     want, labels, used = reference(batch, images, objects, in_order)
     plans = []
     for ids in batch:
-        last = max((i for i, token in enumerate(ids) if token == IMAGE_ID), default=len(ids))
+        last = max((i for i, token in enumerate(ids) if token == IMAGE_TOKEN), default=len(ids))
         marks = sum(token == MARK for token in ids[last:]) if in_order else None
         plans.append(plan_row(ids, PATCHES, MARK, num_objects=marks, labels=ids))
     longest = max(len(row) for row in want)
@@ -77,19 +78,19 @@ def test_equals_list_reference(rows, in_order, padding):
         assert plan.lengths[i] == n
         np.testing.assert_array_equal(got[i, :n], row)
         np.testing.assert_array_equal(got[i, n:], 0)
-        np.testing.assert_array_equal(plan.labels[i], labels[i] + [IGNORED] * (longest + padding - n))
+        np.testing.assert_array_equal(plan.labels[i], labels[i] + [IGNORE_LABEL] * (longest + padding - n))
         np.testing.assert_array_equal(plan.mask[i], np.arange(longest + padding) < n)
 
 
 def test_without_percent_id_a_mark_is_a_word():
-    plan = plan_batch([plan_row([1, IMAGE_ID, MARK], PATCHES, labels=[1, IMAGE_ID, MARK])])
+    plan = plan_batch([plan_row([1, IMAGE_TOKEN, MARK], PATCHES, labels=[1, IMAGE_TOKEN, MARK])])
     assert plan.tokens[0].tolist() == [1, -1, -1, -1, MARK]
-    assert plan.labels[0].tolist() == [1, *[IGNORED] * PATCHES, MARK]
+    assert plan.labels[0].tolist() == [1, *[IGNORE_LABEL] * PATCHES, MARK]
     assert (plan.objects == -1).all()
 
 
 def test_collator_padding_stays_masked():
-    row = plan_row([5, IMAGE_ID, 6, 0, 0], PATCHES, mask=[True, True, True, False, False])
+    row = plan_row([5, IMAGE_TOKEN, 6, 0, 0], PATCHES, mask=[True, True, True, False, False])
     assert plan_batch([row]).mask[0].tolist() == [True] * 5 + [False] * 2
 
 
@@ -100,7 +101,7 @@ def test_text_only_needs_no_features():
 
 
 def test_dtype_is_that_of_the_words():
-    plan = plan_batch([plan_row([4, IMAGE_ID, MARK], PATCHES, MARK)])
+    plan = plan_batch([plan_row([4, IMAGE_TOKEN, MARK], PATCHES, MARK)])
     half = splice(
         lambda ids: embed(ids).astype(jnp.bfloat16),
         plan,
@@ -114,15 +115,18 @@ def test_dtype_is_that_of_the_words():
     "call, message",
     [
         (
-            lambda: plan_row([1, IMAGE_ID, MARK, MARK], PATCHES, MARK, num_objects=1),
+            lambda: plan_row([1, IMAGE_TOKEN, MARK, MARK], PATCHES, MARK, num_objects=1),
             "1 object features for 2",
         ),
-        (lambda: plan_row([MARK, IMAGE_ID], PATCHES, MARK, num_objects=1), "1 object features for 0 marks"),
+        (
+            lambda: plan_row([MARK, IMAGE_TOKEN], PATCHES, MARK, num_objects=1),
+            "1 object features for 0 marks",
+        ),
         (lambda: plan_row([MARK, 4], PATCHES, MARK, num_objects=1), "1 object features for 0 marks"),
         (lambda: plan_row([1, 2], PATCHES, labels=[1]), "2 token ids, but 1 labels"),
-        (lambda: plan_batch([plan_row([1, IMAGE_ID], PATCHES)], 3), "4 positions, more than the 3"),
+        (lambda: plan_batch([plan_row([1, IMAGE_TOKEN], PATCHES)], 3), "4 positions, more than the 3"),
         (
-            lambda: plan_batch([plan_row([1], PATCHES), plan_row([IMAGE_ID], PATCHES)], num_images=1),
+            lambda: plan_batch([plan_row([1], PATCHES), plan_row([IMAGE_TOKEN], PATCHES)], num_images=1),
             "use 2 images",
         ),
     ],

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lgjax.config import LlamaConfig, RopeScaling
-from lgjax.convert import keys
 from lgjax.models.llama import Llama
+from tests.weights import parameter_tree
 
 BASE = LlamaConfig(
     vocab_size=97,
@@ -93,7 +93,7 @@ def parameters(model, config: LlamaConfig) -> dict:
     state = {name: weight.detach().numpy() for name, weight in model.state_dict().items()}
     if config.tie_embeddings:
         state.pop("lm_head.weight", None)
-    return jax.tree.map(jnp.asarray, keys.parameter_tree(state)["llama"])
+    return jax.tree.map(jnp.asarray, parameter_tree(state)["llama"])
 
 
 def parameter_shapes(config: LlamaConfig) -> dict:

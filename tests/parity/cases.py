@@ -1,4 +1,8 @@
-"""Where the parity data lies and how its synthetic checkpoints become parameters."""
+"""Where the parity data lies and how its synthetic checkpoints become parameters.
+
+`LGJAX_PARITY_DIR` may name another folder of the same kinds of files. What it lacks of manifests, indexes and
+`synth_weights.py` is taken from the repository's own data.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +14,52 @@ from pathlib import Path
 
 import numpy as np
 
-from lgjax.convert import keys
+from tests.weights import parameter_tree
 
-DATA = Path(os.environ.get("LGJAX_PARITY_DIR") or Path(__file__).with_name("data"))
+OWN = Path(__file__).with_name("data")
+DATA = Path(os.environ.get("LGJAX_PARITY_DIR") or OWN)
+if not DATA.is_dir():
+    raise FileNotFoundError(f"LGJAX_PARITY_DIR names '{DATA}', which is no folder")
 
 
 def files(pattern: str) -> list[Path]:
-    """Files of the parity folder that match a glob, sorted; at least one, or the folder is wrong."""
+    """Files of the parity folder that match a glob, sorted."""
     return sorted(DATA.glob(pattern))
 
 
+def path_of(name: str) -> Path:
+    """A file of the parity folder, or the repository's own where the folder has none of that name."""
+    return DATA / name if (DATA / name).exists() else OWN / name
+
+
 def read_json(name: str) -> dict:
-    return json.loads((DATA / name).read_text())
+    return json.loads(path_of(name).read_text())
+
+
+def indexed(kind: str) -> dict[str, dict]:
+    """Cases of one kind in all `*_cases.json`: file name -> description and the index's own entries."""
+    found = {}
+    for index in files("*_cases.json"):
+        content = json.loads(index.read_text())
+        shared = {key: value for key, value in content.items() if key not in ("files", "note")}
+        for name, case in content.get("files", {}).items():
+            if case["kind"] == kind and (DATA / name).exists():
+                found[name] = {**shared, **case}
+    return found
+
+
+def weights_seed(prefix: str) -> int:
+    """Seed of the synthetic weights that the indexes of a part name."""
+    seeds = {
+        json.loads(index.read_text())["weights_seed"]
+        for index in files(f"{prefix}*_cases.json") or [OWN / f"{prefix}_cases.json"]
+    }
+    assert len(seeds) == 1, f"{prefix}*_cases.json name several seeds: {seeds}"
+    return seeds.pop()
 
 
 def _synth():
-    folder = DATA if (DATA / "synth_weights.py").exists() else Path(__file__).with_name("data")
+    folder = path_of("synth_weights.py").parent
     sys.path.insert(0, str(folder))
     try:
         import synth_weights
@@ -36,15 +70,15 @@ def _synth():
 
 @functools.cache
 def synth_state(manifest: str, seed: int) -> dict[str, np.ndarray]:
-    """Synthetic checkpoint of a manifest file of the parity folder."""
+    """Synthetic checkpoint of a manifest file."""
     synth = _synth()
-    return synth.synth_state_dict(synth.load_manifest(DATA / manifest), seed)
+    return synth.synth_state_dict(synth.load_manifest(path_of(manifest)), seed)
 
 
 @functools.cache
 def parameters(manifest: str, seed: int) -> dict:
     """The same checkpoint as a nested parameter dict, e.g. ["grounding"] or ["prompt"]."""
-    return keys.parameter_tree(synth_state(manifest, seed))
+    return parameter_tree(synth_state(manifest, seed))
 
 
 def synth_tensor(key: str, shape, seed: int = 0) -> np.ndarray:

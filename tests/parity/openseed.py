@@ -7,19 +7,16 @@ import jax
 import numpy as np
 
 from lgjax.config import GroundingConfig
+from lgjax.convert.hf_config import grounding_config
 from lgjax.models.grounding import Grounding
 from tests.parity import cases
 
-INDEX = "openseed_cases.json"
 MANIFEST = "openseed_manifest.json"
 
 
 def cases_of(kind: str) -> dict[str, dict]:
     """Cases of one kind in the parity folder: file name -> description."""
-    if not (cases.DATA / INDEX).exists():
-        return {}
-    found = cases.read_json(INDEX)["files"]
-    return {name: case for name, case in found.items() if case["kind"] == kind}
+    return cases.indexed(kind)
 
 
 def generator(seed: int) -> np.random.Generator:
@@ -38,27 +35,31 @@ def images(case: dict, stored) -> list[np.ndarray]:
 
 
 def embeddings(case: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Phrase embeddings [b, p, 4096] and their mask [b, p]."""
+    """Phrase embeddings [b, p, d] and their mask [b, p]."""
     want = case["embeds"]
-    shape = (want["batch"], want["phrases"], 4096)
+    shape = (want["batch"], want["phrases"], model().embed_size)
     values = np.float32(want["scale"]) * generator(want["seed"]).standard_normal(shape, dtype=np.float32)
     mask = np.arange(want["phrases"])[None] < np.asarray(case["counts"])[:, None]
     return values, mask
 
 
 @functools.cache
-def parameters() -> dict:
-    """Grounding parameters of the synthetic checkpoint."""
-    return cases.parameters(MANIFEST, cases.read_json(INDEX)["weights_seed"])["grounding"]
+def model() -> Grounding:
+    """The network with the sizes of the manifest."""
+    shapes = {key: tuple(shape) for key, shape in cases.read_json(MANIFEST).items()}
+    width = shapes["seg_model.model.sem_seg_head.predictor.class_embed"][1]
+    return Grounding(grounding_config(shapes, GroundingConfig()), embed_size=width)
 
 
-MODEL = Grounding(GroundingConfig(), embed_size=4096)
+def parameters(case: dict) -> dict:
+    """Grounding parameters of the synthetic checkpoint that a case was made with."""
+    return cases.parameters(MANIFEST, case["weights_seed"])["grounding"]
 
 
 @functools.partial(jax.jit, static_argnames="num_queries")
 def run(params: dict, pixels: np.ndarray, phrases: np.ndarray, mask: np.ndarray, num_queries: int):
     """Predictions, features and every sown intermediate of one forward."""
-    (out, features), state = MODEL.apply(
+    (out, features), state = model().apply(
         {"params": params}, pixels, phrases, mask, num_queries, mutable=["intermediates"]
     )
     return out, features, state["intermediates"]

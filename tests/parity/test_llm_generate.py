@@ -49,7 +49,7 @@ def test_greedy(path, name, seg_state):
 
     limit = bucket(case["limit"], 16)
     sizes = DecodeSizes(
-        max_new_tokens=limit, max_segs=8, seg_id=SEG_ID, stop_ids=(EOS_ID,), seg_state=seg_state
+        max_new_tokens=limit, max_segs=limit, seg_id=SEG_ID, stop_ids=(EOS_ID,), seg_state=seg_state
     )
     cache = init_cache(model.config, 1, embeds.shape[1] + limit)
     hidden, cache = prefill(model, params, embeds, plan.lengths, cache)

@@ -67,9 +67,9 @@ def test_openseed_swin(name: str):
     stored, case = load(name), openseed.cases_of("swin")[name]
     pixels = pad_images(openseed.images(case, stored))
     encode = jax.jit(
-        lambda p, x: openseed.MODEL.apply({"params": p}, x, method="encode", mutable="intermediates")
+        lambda p, x: openseed.model().apply({"params": p}, x, method="encode", mutable="intermediates")
     )
-    _, state = encode(openseed.parameters(), pixels)
+    _, state = encode(openseed.parameters(case), pixels)
     swin = state["intermediates"]["backbone"]
     cases.assert_stored(stored, "swin.patch_embed", nchw(swin["patches"][0]), 5e-5)
     compared = 0
@@ -96,12 +96,12 @@ def test_openseed_pixel(name: str):
     pixels = pad_images(openseed.images(case, stored))
     check_input(stored, pixels)
     encode = jax.jit(
-        lambda p, x: openseed.MODEL.apply({"params": p}, x, method="encode", mutable="intermediates")
+        lambda p, x: openseed.model().apply({"params": p}, x, method="encode", mutable="intermediates")
     )
-    features, state = encode(openseed.parameters(), pixels)
+    features, state = encode(openseed.parameters(case), pixels)
     for i in range(4):
         cases.assert_stored(
-            stored, f"res{i + 2}", nchw(state["intermediates"]["backbone"]["maps"][0][i]), 1e-4
+            stored, f"res{i + 2}", nchw(state["intermediates"]["backbone"]["maps"][0][i]), 5e-5
         )
     encoder = state["intermediates"]["pixel_encoder"]
     compared = 0
@@ -114,7 +114,7 @@ def test_openseed_pixel(name: str):
         value = nchw(value) if value.ndim == 4 else np.asarray(value)
         if part == "pos":
             value = np.broadcast_to(value, stored_shape(stored, key))
-        cases.assert_stored(stored, key, value, 1.5e-4)
+        cases.assert_stored(stored, key, value, 1.2e-4)
         compared += 1
     assert compared
     check_features(stored, features)
@@ -130,10 +130,10 @@ def check_input(stored, pixels: np.ndarray) -> None:
 
 
 def check_features(stored, features) -> None:
-    cases.assert_stored(stored, "mask_features", nchw(features.mask_features), 1.5e-4)
+    cases.assert_stored(stored, "mask_features", nchw(features.mask_features), 1.2e-4)
     levels = position.split_levels(features.memory, features.level_sizes)
     for i, level in enumerate(reversed(levels)):
-        cases.assert_stored(stored, f"ms{i}", nchw(level), 1.5e-4)
+        cases.assert_stored(stored, f"ms{i}", nchw(level), 1.2e-4)
 
 
 def noise_tolerance(stored, name: str, floor: float) -> float:
@@ -149,16 +149,16 @@ def test_openseed_decoder(name: str):
     check_input(stored, pixels)
     phrases, mask = openseed.embeddings(case)
     num_queries = stored["topk"].shape[1]
-    out, features, state = openseed.run(openseed.parameters(), pixels, phrases, mask, num_queries)
+    out, features, state = openseed.run(openseed.parameters(case), pixels, phrases, mask, num_queries)
     if names(stored, "mask_features"):
         check_features(stored, features)
     anchors = position.anchor_logits(features.level_sizes)
     want = np.broadcast_to(anchors, stored["proposals"].shape)
     np.testing.assert_allclose(want, stored["proposals"], atol=1e-5)
-    tolerance = noise_tolerance(stored, "enc_output_norm", 1e-4)
+    tolerance = noise_tolerance(stored, "enc_output_norm", 1.2e-4)
     cases.assert_stored(stored, "enc_output_norm", state["candidates"][0], tolerance)
     scores = np.asarray(state["scores"][0])
-    np.testing.assert_allclose(scores, stored["scores"], atol=noise_tolerance(stored, "scores", 5e-4))
+    np.testing.assert_allclose(scores, stored["scores"], atol=noise_tolerance(stored, "scores", 4e-4))
 
     # neighbours in the order may swap within float32 noise: the set must agree, then queries are aligned
     top, order = np.asarray(state["topk"][0]), []
@@ -175,7 +175,8 @@ def test_openseed_decoder(name: str):
     for key in names(stored, "layer") + names(stored, "hs") + names(stored, "ref"):
         source = state["decoder"] if key.startswith("layer") else state
         value = aligned(source[key.removesuffix(".out")][0])
-        cases.assert_stored(stored, key, value, noise_tolerance(stored, key, 1e-4))
+        floor = 2e-5 if key.startswith("ref") else 1.2e-4
+        cases.assert_stored(stored, key, value, noise_tolerance(stored, key, floor))
         compared.add(key)
     assert len(compared) > 3
 

@@ -7,28 +7,35 @@ import numpy as np
 import pytest
 
 from lgjax.config import PromptConfig
+from lgjax.convert.hf_config import prompt_config
 from lgjax.models import position
 from lgjax.models.decoder import mask_logits
 from lgjax.models.grounding import pad_images
 from lgjax.models.prompting import Prompting
 from tests.parity import cases
 
-MODEL = Prompting(PromptConfig(), embed_size=4096)
+MANIFEST = "semsam_manifest.json"
 FILES = [path.name for path in cases.files("semsam_infer_*.npz")]
 
 
 @functools.partial(jax.jit, static_argnames="separate")
 def run(params, pixels, prompts, is_box, mask, separate):
-    (features, predictions, pixel_features), state = MODEL.apply(
+    (features, predictions, pixel_features), state = model().apply(
         {"params": params}, pixels, prompts, is_box, mask, separate, mutable=["intermediates"]
     )
     return features, predictions, pixel_features, state["intermediates"]
 
 
-def parameters():
-    return cases.parameters("semsam_manifest.json", cases.read_json("semsam_cases.json")["weights_seed"])[
-        "prompt"
-    ]
+@functools.cache
+def model() -> Prompting:
+    """The network with the sizes of the manifest."""
+    shapes = {key: tuple(shape) for key, shape in cases.read_json(MANIFEST).items()}
+    width = shapes["interactive_model.model.obj_projector.weight"][0]
+    return Prompting(prompt_config(shapes, PromptConfig()), embed_size=width)
+
+
+def parameters() -> dict:
+    return cases.parameters(MANIFEST, cases.weights_seed("semsam"))["prompt"]
 
 
 def close(stored, name: str, value, atol: float) -> None:

@@ -175,3 +175,9 @@ def test_colours_are_shuffled_hues() -> None:
     random.Random(0).shuffle(hues)
     wanted = [tuple(int(255 * part) for part in colorsys.hsv_to_rgb(hue, 1, 1)) for hue in hues]
     assert list(markup.COLOURS) == wanted
+
+
+def test_short_answers_are_returned_as_they_are():
+    """Answers of fewer than six characters fail in the original (quirk Q3)."""
+    for text in ("<seg>", "Yes.", ""):
+        assert markup.format_record(text, [], 7) == (7, text, text, [])
