@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,6 +16,7 @@ DESCRIPTION = """Grounded visual chat: ask about a picture, get an answer whose 
 
   lgjax convert LLAVA_GROUNDING_FOLDER model   once: turn PyTorch weights into a checkpoint
   lgjax chat photo.jpg "Describe the scene." --checkpoint model --out answer
+  lgjax --version                              which version this is
 """
 
 app = tyro.extras.SubcommandApp()
@@ -68,7 +70,7 @@ def chat(
         fsdp: Devices over which the weights are split by their inner width.
         tensor: Devices over which heads and MLP columns are split.
         json: Print the answer as JSON instead of coloured text.
-        out: Folder for answer.json and the picture answer.png.
+        out: Folder for answer.json and the picture answer.png (in a session: of /save).
     """
     from lgjax import terminal
 
@@ -76,7 +78,8 @@ def chat(
         image,
         question,
         checkpoint=checkpoint,
-        regions=(*click, *box),
+        clicks=click,
+        boxes=box,
         dtype=dtype,
         devices=(fsdp, tensor),
         as_json=json,
@@ -146,6 +149,8 @@ def export(
     """
     from lgjax.convert.export import export
 
+    if shard_gb is not None and shard_gb <= 0:
+        raise ValueError(f"--shard-gb {shard_gb} must be above 0")
     size = None if shard_gb is None else int(shard_gb * 1e9)
     for name in export(checkpoint, target, format=format, shard_bytes=size):
         print(f"wrote {target / name}")
@@ -169,12 +174,13 @@ def main(arguments: list[str] | None = None) -> None:
     if arguments in (["--version"], ["-V"]):
         print(f"lgjax {__version__}")
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ended like Ctrl-C: what is half written goes
     try:
-        app.cli(prog="lgjax", args=arguments, description=DESCRIPTION)
-    except (ValueError, OSError, ImportError) as error:
+        app.cli(prog="lgjax", args=arguments or ["--help"], description=DESCRIPTION)
+    except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
         if os.environ.get("LGJAX_DEBUG"):
             raise
-        print(f"lgjax: {error}", file=sys.stderr)
+        print(f"lgjax: {error or type(error).__name__}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -87,7 +87,7 @@ def overlay(
     image = image.resize((image.width * scale, image.height * scale), PIL.Image.Resampling.NEAREST)
     draw = PIL.ImageDraw.Draw(image)
     size = max(12, max(image.size) // 45)
-    font = PIL.ImageFont.load_default(size)
+    font = _font(size)
     for index, phrase in enumerate(phrases):
         for box in phrase.boxes:
             x0, y0, x1, y1 = (float(v) * scale for v in box)
@@ -96,6 +96,16 @@ def overlay(
             )
             _label(draw, (x0, y0), phrase.text or str(index + 1), phrase_colour(index), font, image.size)
     return _with_text(image, text, phrases, font, size)
+
+
+def _font(size: int) -> PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont:
+    """A font of the system that knows many scripts, else the one that comes with Pillow (basic Latin)."""
+    for name in ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf"):
+        try:
+            return PIL.ImageFont.truetype(name, size)
+        except OSError:
+            continue
+    return PIL.ImageFont.load_default(size)
 
 
 def _label(draw: PIL.ImageDraw.ImageDraw, corner, text: str, colour, font, picture_size) -> None:
@@ -111,6 +121,7 @@ def _with_text(
     image: PIL.Image.Image, text: str, phrases: Sequence[Drawable], font, size: int
 ) -> PIL.Image.Image:
     margin, line = size, round(size * 1.5)
+    sheet_width = max(image.width, _MIN_WIDTH)
     placed, x, y = [], float(margin), margin // 2
     for piece, index in split_by_phrase(text, phrases):
         colour = PLAIN_COLOUR
@@ -118,12 +129,12 @@ def _with_text(
             colour = phrase_colour(index)
         for word in re.findall(r"\S+|\s+", piece):
             width = font.getlength(" " if word.isspace() else word)
-            if not word.isspace() and x + width > image.width - margin and x > margin:
+            if not word.isspace() and x + width > sheet_width - margin and x > margin:
                 x, y = float(margin), y + line
             if not word.isspace():
                 placed.append((x, y, word, colour))
             x += width
-    sheet = PIL.Image.new("RGB", (image.width, image.height + y + line + margin // 2), SHEET_COLOUR)
+    sheet = PIL.Image.new("RGB", (sheet_width, image.height + y + line + margin // 2), SHEET_COLOUR)
     sheet.paste(image)
     draw = PIL.ImageDraw.Draw(sheet)
     for x, y, word, colour in placed:

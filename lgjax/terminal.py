@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from lgjax.convert.convert import convert as convert_weights
 from lgjax.draw import coloured_text
 from lgjax.infer.answer import Answer
 from lgjax.infer.chat import Conversation, GroundedChat
-from lgjax.infer.regions import Region, parse_region
+from lgjax.infer.regions import Region, parse_box, parse_click
 from lgjax.infer.request import Options
 from lgjax.parallel.mesh import make_mesh
 
@@ -24,7 +24,7 @@ HELP = """\
 /image PATH        another picture (starts a new conversation)
 /click X,Y         point at pixel X,Y; write % in the question where it is meant
 /box X0,Y0,X1,Y1   the same with a box
-/undo              take back the last question
+/undo              take back the last region, else the last question
 /save [DIR]        write answer.json and answer.png of the last answer
 /quit              leave"""
 
@@ -40,7 +40,7 @@ def save(answer: Answer, folder: Path) -> tuple[Path, Path]:
 
 def show(console: Console, answer: Answer) -> None:
     """Print the answer in colours, then a line for each phrase with its boxes."""
-    console.print(coloured_text(answer.text, answer.phrases))
+    console.print(coloured_text(answer.text, answer.phrases), soft_wrap=not console.is_terminal)
     if not answer.finished:
         console.print("[dim]… cut by the limit of tokens (--max-tokens)[/dim]")
     if not answer.phrases:
@@ -79,15 +79,21 @@ def chat(
     checkpoint: str,
     dtype: str,
     devices: tuple[int, int],
-    regions: tuple[str, ...],
+    clicks: tuple[str, ...],
+    boxes: tuple[str, ...],
     as_json: bool,
     out: Path | None,
     options: dict[str, Any],
 ) -> None:
     """Answer one question about `image`, or start a session when there is none."""
     console = Console(stderr=as_json)
-    Options(**options)  # refused before a model is loaded
-    prompts = [parse_region(text) for text in regions]
+    # what can be refused is refused before a model is loaded
+    Options(**options)
+    prompts: list[Region] = [*map(parse_click, clicks), *map(parse_box, boxes)]
+    if question is None and as_json:
+        raise ValueError("--json needs a question; a session shows its answers in colour")
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
     model = load(console, checkpoint, dtype, devices)
     conversation = model.start(image)
     if question is None:
@@ -130,6 +136,8 @@ def session(
     options: dict[str, Any],
 ) -> None:
     """Read questions and commands until /quit or the end of the input; faults are printed, not raised."""
+    with contextlib.suppress(ImportError):  # arrow keys and history, where the system has them
+        import readline  # noqa: F401
     console.print("Ask about the picture; /help lists the commands.", style="dim")
     last: Answer | None = None
     while True:
@@ -147,19 +155,21 @@ def session(
             if command == "/help":
                 console.print(HELP, markup=False)
             elif command == "/image":
-                conversation, prompts, last = (
-                    model.start(Path(shlex.split(rest)[0] if rest else "")),
-                    [],
-                    None,
-                )
+                if not rest:
+                    raise ValueError("/image needs the path of a picture")
+                conversation, prompts, last = model.start(Path(rest)), [], None
                 console.print(Text(f"looking at {rest}", style="dim"))
             elif command in ("/click", "/box"):
-                region = parse_region(rest)
+                region = parse_click(rest) if command == "/click" else parse_box(rest)
                 conversation.check(region)
                 prompts.append(region)
                 console.print("write % in the next question where it is meant", style="dim")
+            elif command == "/undo" and prompts:
+                prompts.pop()
+                console.print("took back the last region", style="dim")
             elif command == "/undo":
                 conversation.undo()
+                last = None
                 console.print("took back the last question", style="dim")
             elif command == "/save":
                 if last is None:
@@ -173,6 +183,8 @@ def session(
                 show(console, last)
         except (ValueError, OSError) as error:
             console.print(str(error), style="red", markup=False)
+        except KeyboardInterrupt:
+            console.print("stopped; the question is forgotten", style="dim")
 
 
 def convert(
@@ -202,3 +214,5 @@ def convert(
     print(f"wrote {target}: {', '.join(meta.parts)}; `lgjax inspect {target}` says more")
     if skipped:
         print(f"left out {len(skipped)} tensors that no parameter takes")
+    if meta.source is not None and meta.source.missing:
+        print(f"{len(meta.source.missing)} parameters have no tensor and stay fresh in training")

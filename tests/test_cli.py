@@ -1,6 +1,7 @@
 """The command line as a user meets it: answers, sessions, files, and one clear line for every fault."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -69,13 +70,16 @@ def test_session(checkpoint, photo, tmp_path, capsys, monkeypatch):
         [
             "/help",
             "What is it?",
+            "/click 1,1",
+            "/undo",
             "/click 30,40",
             "What is % ?",
             "/box 900,2,3,4",
             "/box 1,2",
-            "/undo",
             "/nonsense",
             f"/save {tmp_path / 'kept'}",
+            "/undo",
+            "/save",
             "/image nowhere.png",
             f"/image {photo}",
             "/save",
@@ -125,12 +129,14 @@ def fault(capsys, *arguments: str) -> str:
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["--click", "5"], "write X,Y for a click"),
+        (["--click", "5"], "is no click; write X,Y"),
         (["--click", "5,5"], "does not say where"),
         (["--threshold", "2"], "threshold 2"),
         (["--queries", "0"], "queries 0"),
         (["--queries", "900"], "only 340 tokens"),
         (["--max-tokens", "0"], "max_tokens 0"),
+        (["--max-tokens", "1000000000"], "max_tokens 1000000000"),
+        (["--box", "1,2"], "is no box"),
     ],
 )
 def test_faults_of_options_are_one_line(arguments, part, checkpoint, photo, capsys):
@@ -138,6 +144,46 @@ def test_faults_of_options_are_one_line(arguments, part, checkpoint, photo, caps
         arguments = [*arguments, "--answer", GROUNDED]
     line = fault(capsys, "chat", photo, "What is it?", "--checkpoint", checkpoint, *arguments)
     assert part in line and line.count("\n") == 1 and line.startswith("lgjax: ")
+
+
+def test_a_folder_that_cannot_be_is_refused_first(checkpoint, photo, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("lgjax.terminal.load", None)  # never reached
+    line = fault(capsys, "chat", photo, "a?", "--checkpoint", checkpoint, "--out", str(tmp_path / "file"))
+    assert "file" in line and line.count("\n") == 1
+    assert "--json needs a question" in fault(capsys, "chat", photo, "--checkpoint", checkpoint, "--json")
+
+
+def test_nothing_said_gives_the_help(capsys):
+    with pytest.raises(SystemExit):
+        main([])
+    assert "--version" in capsys.readouterr().out
+
+
+def test_damaged_checkpoints_are_one_line(checkpoint, photo, tmp_path, capsys):
+    def damaged(name: str, change) -> str:
+        folder = tmp_path / name
+        shutil.copytree(checkpoint, folder)
+        change(folder)
+        return fault(capsys, "chat", photo, "a?", "--checkpoint", str(folder))
+
+    def cut(folder: Path) -> None:
+        largest = max((folder / "params").rglob("*"), key=lambda path: path.stat().st_size)
+        largest.write_bytes(largest.read_bytes()[:-1000])
+
+    def swap(folder: Path) -> None:
+        file = folder / "tokenizer" / "tokenizer.model"
+        data = bytearray(file.read_bytes())
+        data[5000] ^= 1
+        file.write_bytes(bytes(data))
+
+    lines = {
+        "were written": damaged("cut", cut),
+        "is not the file that was written": damaged("swapped", swap),
+        "is missing": damaged("gone", lambda folder: (folder / "params" / "_METADATA").unlink()),
+    }
+    for part, line in lines.items():
+        assert part in line and line.count("\n") == 1, line
 
 
 def test_faults_of_files_are_one_line(checkpoint, photo, tmp_path, capsys):

@@ -93,7 +93,8 @@ def convert(
     if kind in _STARTS:
         tensors, unfit, missing = _fitting(tensors, entries)
         skipped += unfit
-    else:
+        findings += verify.check_start(tensors, entries, missing)
+    elif not opened.findings:  # what stands in an unreadable file cannot be told from what is missing
         findings += verify.check_tensors(tensors, entries, config, all_names=opened.format == "bin")
     found, tokens, faults = _tokens(kind, source, tokenizer, tensors)
     verify.refuse(str(source), findings + faults)

@@ -19,6 +19,7 @@ def describe(folder: str | Path) -> str:
     """
     folder = Path(folder)
     meta = metas.read(folder)
+    store.check_files(folder, meta)
     stored = store.stored_leaves(folder)
     disk = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     lines = [f"lgjax checkpoint {folder}: {len(stored)} parameters, {disk / 1e6:,.1f} MB on disk"]

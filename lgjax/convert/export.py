@@ -48,6 +48,7 @@ def export(
     """
     folder, target = Path(folder), Path(target)
     meta = metas.read(folder)
+    store.check_files(folder, meta)
     if lacking := [part for part in manifest.present_parts(meta.config) if part not in meta.parts]:
         raise ValueError(
             f"{folder} holds only {', '.join(meta.parts)}; an export needs {', '.join(lacking)} too"

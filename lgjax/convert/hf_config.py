@@ -90,6 +90,8 @@ def llama_config(raw: Raw) -> LlamaConfig:
         if name in raw and raw[name] is not None and raw[name] not in values
     ]
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    if raw.get("model_type", "llama") not in ("llama", "llava"):
+        findings.append(f"config.json: model_type is {raw['model_type']!r}, only LLaMA models are read")
     findings += [
         f"config.json: {name} is {raw.get(name)!r}, expected a positive number"
         for name in names

@@ -43,6 +43,14 @@ def contiguous(view: np.ndarray) -> np.ndarray:
     return out
 
 
+def count_non_finite(value: np.ndarray) -> int:
+    """Count NaN and infinite numbers of a float16, bfloat16 or float32 array; 0 for other dtypes."""
+    exponent = {"float16": 0x7C00, "bfloat16": 0x7F80}.get(value.dtype.name)
+    if exponent is not None:
+        return int(((value.view(np.uint16) & exponent) == exponent).sum())
+    return int((~np.isfinite(value)).sum()) if value.dtype == np.float32 else 0
+
+
 def cast(leaf: LazyTensor, dtype: np.dtype, name: str) -> LazyTensor:
     """Cast a lazy tensor; a number that float16 cannot hold is refused when it comes by.
 

@@ -48,13 +48,15 @@ class Meta:
     """Everything about a checkpoint but its tensors.
 
     `parts` are the top-level parameter groups that are stored; sizes in `config` mean something for these
-    only. `dtypes` counts the numbers of each dtype of each part; `fingerprint` see convert/fingerprint.py.
+    only. `dtypes` counts the numbers of each dtype of each part; `fingerprint` see convert/fingerprint.py;
+    `files` has size and checksum of each file, see `store.check_files`.
     """
 
     config: ModelConfig
     parts: tuple[str, ...]
     dtypes: dict[str, dict[str, int]]
     fingerprint: dict[str, list[float]]
+    files: dict[str, tuple[int, int]]
     tokens: TokenIds | None = None
     source: SourceLayout | None = None
 

@@ -84,7 +84,8 @@ def open_folder(folder: Path) -> Source:
             first = next(name for name, keys in files.items() if key in keys)
             findings.append(f"key twice: '{key}' is in {first} and in {path.name}")
         tensors.update(found)
-    findings += _check_index(folder / INDEX[form], files)
+    if not findings:  # a file that cannot be read would be reported again, key by key
+        findings += _check_index(folder / INDEX[form], files)
     return Source(form, files, tensors, findings)
 
 
@@ -134,11 +135,13 @@ def _open_torch(path: Path, nested: bool = False) -> Opened:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        said = f" ({named[1]})" if named else ""
-        return {}, [f"unsafe file: {path.name} holds code or objects{said}, only tensors are read"]
+        if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            return {}, [f"unsafe file: {path.name} holds code or objects ({named[1]}), only tensors are read"]
+        return {}, [
+            f"unreadable file: {path.name} ({_size(path)}) is no PyTorch file: it begins {_begin(path)}"
+        ]
     except Exception as error:  # torch raises many kinds for damaged files
-        first = str(error).strip().split("\n")[0].split(". ")[0]
+        first = str(error).strip().split("\n")[0].split(". ")[0] or type(error).__name__
         return {}, [f"unreadable file: {path.name} ({_size(path)}) is truncated or no checkpoint: {first}"]
     if nested and isinstance(state, Mapping):
         state = next(
@@ -186,6 +189,14 @@ def _kind(value: object) -> str:
 
 def _size(path: Path) -> str:
     return f"{path.stat().st_size:,} bytes"
+
+
+def _begin(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(40)
+    if start.startswith(b"version https://git-lfs"):
+        return "like a Git LFS pointer; fetch the real file with `git lfs pull`"
+    return repr(start)
 
 
 def _missing_shards(names: list[str]) -> list[str]:

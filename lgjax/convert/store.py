@@ -13,6 +13,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
+import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,7 +81,7 @@ def write(
     Raises:
         FileExistsError: the target exists (with `overwrite`: and is no checkpoint of ours).
         OSError: too little free disk.
-        ValueError: a tensor that does not survive its cast.
+        ValueError: a tensor that does not survive its cast, or with numbers that are not finite.
     """
     leaves = content.leaves
     total = sum(leaf.nbytes for leaf in leaves.values())
@@ -93,6 +95,11 @@ def write(
             def load() -> np.ndarray:
                 nonlocal done
                 value = lazy.contiguous(leaf.load())
+                if wrong := lazy.count_non_finite(value):
+                    raise ValueError(
+                        f"parameter '{path}' holds {wrong} numbers that are not finite (NaN or infinite); "
+                        "the source is damaged"
+                    )
                 if path in corners:
                     cut[path] = np.array(value[corners[path]])
                 done += value.nbytes
@@ -113,6 +120,7 @@ def write(
             parts=parts,
             dtypes=_count_dtypes(leaves),
             fingerprint=fingerprint.compute(cut),
+            files=_list_files(folder),
             tokens=content.tokens,
             source=content.source,
         )
@@ -160,6 +168,7 @@ def load(
     """
     folder = Path(folder)
     meta = metas.read(folder)
+    check_files(folder, meta)
     wanted = tuple(meta.parts if parts is None else parts)
     if absent := [part for part in wanted if part not in meta.parts]:
         raise FileNotFoundError(f"{folder} holds {', '.join(meta.parts)}, but not {', '.join(absent)}")
@@ -183,6 +192,39 @@ def load(
     }
     params = _restore(folder, {path: 0 for path in stored}, arguments)
     return Checkpoint(meta.config, params, meta, folder)
+
+
+def check_files(folder: Path, meta: Meta) -> None:
+    """Hold the files of a checkpoint against what was recorded when it was written.
+
+    Sizes of all files, contents of the small ones (tokenizer, config); weights are not read.
+
+    Raises:
+        ValueError: a file that is missing or differs.
+    """
+    found = _list_files(folder)
+    for name, (size, checksum) in meta.files.items():
+        if name not in found:
+            raise ValueError(f"{folder / name} is missing; convert the checkpoint again")
+        if found[name][0] != size:
+            raise ValueError(
+                f"{folder / name} has {found[name][0]:,} bytes, {size:,} were written; convert it again"
+            )
+        if found[name][1] != checksum:
+            raise ValueError(
+                f"{folder / name} is not the file that was written; convert the checkpoint again"
+            )
+
+
+def _list_files(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and, for files of the tokenizer and the source, CRC-32 of every file (0 for the others)."""
+    listed = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_file() and path.name != metas.FILE:
+            small = name.parts[0] in (TOKENIZER, SOURCE)
+            listed[name.as_posix()] = (path.stat().st_size, zlib.crc32(path.read_bytes()) if small else 0)
+    return listed
 
 
 def read_arrays(folder: Path, paths: Iterable[str]) -> dict[str, np.ndarray]:
@@ -216,7 +258,9 @@ def replacing(target: Path, size: int, overwrite: bool = False) -> Iterator[Path
     new, old = (target.with_name(f".{target.name}.{state}") for state in ("partial", "old"))
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         if not overwrite:
-            raise FileExistsError(f"{target} exists; choose another folder or overwrite it")
+            raise FileExistsError(
+                f"{target} exists; choose another folder (`lgjax convert --overwrite` replaces one)"
+            )
         if not (target / metas.FILE).is_file():
             raise FileExistsError(f"{target} exists and is no lgjax checkpoint; it is not overwritten")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -228,13 +272,22 @@ def replacing(target: Path, size: int, overwrite: bool = False) -> Iterator[Path
     try:
         yield new
     except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
+        _remove(new)
         raise
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
     new.rename(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder into which threads that are ending may still write."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:

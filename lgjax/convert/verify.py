@@ -19,6 +19,7 @@ from lgjax.convert.meta import TokenIds
 from lgjax.text.tokenizer import GROUNDING_TOKENS, MODEL_FILE, Tokenizer
 
 _FLOATS = {np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)}
+_START_SHARE = 0.75  # of the numbers of a starting part; the heads that may differ are far less
 _SHOWN = 12  # lines of one kind of fault in a message
 
 
@@ -40,6 +41,30 @@ def refuse(what: str, findings: list[str]) -> None:
             lines.append(f"{kind}: {len(found) - _SHOWN} more")
     count = f"{len(findings)} faults" if len(findings) > 1 else "1 fault"
     raise ValueError(f"{what} cannot be converted, {count} found:\n  " + "\n  ".join(lines))
+
+
+def check_start(
+    tensors: Mapping[str, LazyTensor], entries: Mapping[str, Entry], missing: list[str]
+) -> list[str]:
+    """Refuse a starting part of which hardly anything fits by name and shape, and tied names that disagree.
+
+    The original fills the rest with fresh values; a text head of another width is such a rest, a whole
+    backbone is not.
+    """
+    sizes = {entry.path: int(np.prod(entry.shape)) for entry in entries.values() if entry.kind == "parameter"}
+    share = 1 - sum(sizes[path] for path in missing) / sum(sizes.values())
+    groups: dict[str, list[str]] = {}
+    for key, entry in entries.items():
+        if entry.kind == "alias":
+            groups.setdefault(entry.canonical, []).append(key)
+    findings = _check_aliases(tensors, groups)
+    if share < _START_SHARE:
+        shown = ", ".join(missing[:3])
+        findings.append(
+            f"too little fits: {share:.0%} of the numbers by name and shape ({len(missing)} of {len(sizes)} "
+            f"parameters have no tensor: {shown} ...); is it a checkpoint of this model?"
+        )
+    return findings
 
 
 def check_tensors(

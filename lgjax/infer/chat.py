@@ -49,7 +49,7 @@ class GroundedChat:
 
         Raises:
             FileNotFoundError: no checkpoint there.
-            ValueError: a damaged or partial one, or its numbers are not those that the conversion found.
+            ValueError: a damaged or partial one: files, token ids or outputs other than recorded.
         """
         return cls(load_model(source, dtype=dtype, mesh=mesh))
 
@@ -89,6 +89,8 @@ class GroundedChat:
             ValueError: the lists differ in length; or as `ask`, with the number of the row.
         """
         regions = [None] * len(texts) if regions is None else regions
+        if batch_size < 1:
+            raise ValueError(f"batch_size {batch_size} must be at least 1")
         if not len(pictures) == len(texts) == len(regions):
             counts = f"{len(pictures)} pictures, {len(texts)} texts and {len(regions)} regions"
             raise ValueError(f"{counts}: give one of each for every row")
@@ -211,6 +213,8 @@ class Conversation:
         earlier += (-1,) * (before - len(earlier))
         marks = self._marks(ids)
         regions = [] if region is None else [region] if isinstance(region, Click | Box) else list(region)
+        if wrong := [part for part in regions if not isinstance(part, Click | Box)]:
+            raise ValueError(f"region {wrong[0]!r} is neither a Click nor a Box")
         known = [turn.objects for turn in self._turns]
         first = sum(map(len, known))
         slots = earlier + _assign(len(marks) - before, len(regions), first)
@@ -276,6 +280,6 @@ def _assign(marks: int, regions: int, first: int) -> tuple[int, ...]:
         return (first,) * marks
     if marks != regions:
         raise ValueError(
-            f"{regions} regions, but {marks} times %: one is needed for each region; {HOW_TO_MARK}"
+            f"{regions} regions, but {marks} marks in the question; {HOW_TO_MARK}, once for each region"
         )
     return tuple(range(first, first + regions))

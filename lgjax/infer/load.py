@@ -50,6 +50,7 @@ def load_model(source: str | Path, *, dtype: str = "auto", mesh: jax.sharding.Me
             f"no checkpoint folder '{source}', and no preset of that name has weights (only '{DEBUG}' has)"
         )
     found = meta.read(folder)
+    store.check_files(folder, found)
     if missing := [part for part in NEEDED if part not in found.parts]:
         raise ValueError(
             f"{folder} holds only {', '.join(found.parts)}; to chat it also needs {', '.join(missing)}"

@@ -31,21 +31,35 @@ class Box:
 Region = Click | Box
 
 
-def parse_region(text: str) -> Region:
-    """Read "X,Y" as a click and "X0,Y0,X1,Y1" as a box.
+def parse_click(text: str) -> Click:
+    """Read "X,Y".
 
     Raises:
-        ValueError: other than two or four numbers.
+        ValueError: other than two numbers.
     """
+    numbers = _numbers(text)
+    if len(numbers) != 2:
+        raise ValueError(f"'{text}' is no click; write X,Y in pixels")
+    return Click(*numbers)
+
+
+def parse_box(text: str) -> Box:
+    """Read "X0,Y0,X1,Y1".
+
+    Raises:
+        ValueError: other than four numbers.
+    """
+    numbers = _numbers(text)
+    if len(numbers) != 4:
+        raise ValueError(f"'{text}' is no box; write X0,Y0,X1,Y1 in pixels")
+    return Box(*numbers)
+
+
+def _numbers(text: str) -> list[float]:
     try:
-        numbers = [float(part) for part in text.split(",")]
+        return [float(part) for part in text.split(",")]
     except ValueError:
-        numbers = []
-    if len(numbers) == 2:
-        return Click(*numbers)
-    if len(numbers) == 4:
-        return Box(*numbers)
-    raise ValueError(f"'{text}' is no region; write X,Y for a click or X0,Y0,X1,Y1 for a box, in pixels")
+        return []
 
 
 def prompt_of(region: Region, size: ImageSize) -> Float32[np.ndarray, " 4"]:
@@ -56,4 +70,8 @@ def prompt_of(region: Region, size: ImageSize) -> Float32[np.ndarray, " 4"]:
     """
     if isinstance(region, Click):
         return prompt_from_click(region.x, region.y, size)
-    return prompt_from_box(region.x0, region.y0, region.x1, region.y1, size)
+    # a box of an answer ends at the edge of the picture, a prompt at its last pixel
+    width, height = size
+    x0, x1 = (width - 1 if x == width else x for x in (region.x0, region.x1))
+    y0, y1 = (height - 1 if y == height else y for y in (region.y0, region.y1))
+    return prompt_from_box(x0, y0, x1, y1, size)

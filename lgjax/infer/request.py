@@ -19,6 +19,8 @@ from lgjax.models.pixel_encoder import PixelFeatures
 from lgjax.models.splice import RowPlan
 from lgjax.text.tokenizer import Tokenizer
 
+MOST_TOKENS = 4096  # of one answer; the original stops at 1000
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
@@ -59,8 +61,8 @@ class Options:
             wrong = f"temperature {self.temperature} must be 0 or more"
         elif not 0 < self.top_p <= 1:
             wrong = f"top_p {self.top_p} must be within (0, 1]"
-        elif self.max_tokens < 1:
-            wrong = f"max_tokens {self.max_tokens} must be at least 1"
+        elif not 1 <= self.max_tokens <= MOST_TOKENS:
+            wrong = f"max_tokens {self.max_tokens} must be 1 to {MOST_TOKENS}"
         elif not 0 <= self.seed < 2**32:
             wrong = f"seed {self.seed} must be 0 to 4294967295"
         elif "" in self.stops:

@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 from lgjax.infer import generate, run
 from lgjax.infer.answer import decode_mask
 from lgjax.infer.chat import GroundedChat
-from lgjax.infer.regions import Box, Click
+from lgjax.infer.regions import Box, Click, prompt_of
 from lgjax.infer.request import Options
 from tests.infer.model import GROUNDED, chat, model, picture, tokenizer
 
@@ -223,6 +223,13 @@ def test_each_region_has_its_own_mark():
     assert not (none.plan.objects >= 0).any()
 
 
+def test_a_box_of_an_answer_can_be_asked_about():
+    whole = prompt_of(Box(0, 0, 120, 90), (120, 90))
+    np.testing.assert_array_equal(whole, prompt_of(Box(0, 0, 119, 89), (120, 90)))
+    with pytest.raises(ValueError, match="outside"):
+        prompt_of(Box(0, 0, 121, 90), (120, 90))
+
+
 def test_region_masks_have_the_size_of_the_picture():
     answer = chat().ask(picture(0), "Is % left of % ?", [Click(10, 10), Box(50, 50, 80, 80)], **SHORT)
     assert answer.region_masks.shape == (2, 90, 120)
@@ -233,7 +240,7 @@ def test_region_masks_have_the_size_of_the_picture():
     ("arguments", "message"),
     [
         (("What is it?", Click(5, 5)), "does not say where"),
-        (("What are % and % and % ?", [Click(5, 5), Click(6, 6)]), "2 regions, but 3 times"),
+        (("What are % and % and % ?", [Click(5, 5), Click(6, 6)]), "2 regions, but 3 marks"),
         (("What is % ?", Click(500, 5)), "outside the picture"),
         (("What is % ?", Box(5, 5, 50, 500)), "outside the picture"),
         (("   ", None), "empty"),

@@ -53,7 +53,8 @@ def test_the_released_size_answers_within_20_gib(tmp_path):
     from lgjax.convert.convert import convert
 
     source, model = tmp_path / "llava-grounding", tmp_path / "model"
-    synthetic.write_checkpoint(source, llava_g_7b(), shards=2, dtype="float16")
+    tokenizer = synthetic.full_size_tokenizer(tmp_path)
+    synthetic.write_checkpoint(source, llava_g_7b(), shards=2, dtype="float16", tokenizer=tokenizer)
     convert(source, model)
     for shard in source.glob("*.bin"):
         shard.unlink()
