@@ -69,19 +69,25 @@ def test_killed_conversion_leaves_nothing_that_loads(tmp_path, converted, after,
         with pytest.raises(FileNotFoundError, match="not an lgjax checkpoint"):
             store.load(path)
     if existing:
-        assert store.load(target).meta == metas.read(converted)
+        assert described(target) == described(converted)
     else:
         assert not target.exists()
     convert(converted.parent / "source", target, overwrite=existing)
-    assert store.load(target).meta == metas.read(converted)
+    store.load(target)
+    assert described(target) == described(converted)
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def described(folder):
+    """Everything about a checkpoint but the names that Orbax gives its files."""
+    return dataclasses.replace(metas.read(folder), files={})
 
 
 def test_existing_targets(tmp_path, converted):
     source, target = converted.parent / "source", tmp_path / "target"
     target.mkdir()
     convert(source, target)  # an empty folder is free to take
-    with pytest.raises(FileExistsError, match="exists; choose another folder or overwrite"):
+    with pytest.raises(FileExistsError, match="exists; choose another folder"):
         convert(source, target)
     convert(source, target, overwrite=True, seg_state="at")
     assert store.load(target).config.seg_state == "at"
@@ -199,7 +205,7 @@ def test_damaged_checkpoints(tmp_path, converted):
         ("json", lambda f: (f / "lgjax.json").write_text("{"), "lgjax.json is damaged"),
         ("version", lambda f: (f / "lgjax.json").write_text('{"version": 99}'), "version 99"),
         ("field", lambda f: (f / "lgjax.json").write_text('{"version": 1, "x": 1}'), "damaged"),
-        ("params", lambda f: shutil.rmtree(f / "params"), "params is damaged"),
+        ("params", lambda f: shutil.rmtree(f / "params"), "is missing"),
     ):
         folder = tmp_path / name
         shutil.copytree(converted, folder)
