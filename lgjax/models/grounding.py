@@ -100,12 +100,18 @@ class Grounding(nn.Module):
         phrase_mask: Bool[Array, "b p"],
         num_queries: int,
     ) -> tuple[Float[Array, "b q c"], Float[Array, "b q 4"]]:
-        """Contents [b, q, c] and box logits [b, q, 4] of the tokens that fit best. Source: 5.2."""
+        """Contents [b, q, c] and box logits [b, q, 4] of the tokens that fit best.
+
+        Source: spec/grounding_model.md 5.2.
+
+        Raises:
+            ValueError: more queries than the image has tokens.
+        """
         tokens = features.memory.shape[1]
         if num_queries > tokens:
             raise ValueError(
                 f"{num_queries} queries were asked for, but an image of this size has only {tokens} tokens; "
-                "use fewer queries or a larger image"
+                "ask for fewer"
             )
         anchors = jnp.asarray(anchor_logits(features.level_sizes))
         valid = jnp.isfinite(anchors[:, :1])

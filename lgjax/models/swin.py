@@ -206,7 +206,10 @@ class PatchEmbed(nn.Module):
 class Swin(nn.Module):
     """Normalised images [b, h, w, 3] -> (res2, res3, res4, res5) at stride 4, 8, 16, 32.
 
-    Height and width must be multiples of 32. Source: spec/grounding_model.md 3.
+    Source: spec/grounding_model.md 3.
+
+    Raises:
+        ValueError: height or width is no multiple of 32.
     """
 
     config: SwinConfig

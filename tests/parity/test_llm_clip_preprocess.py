@@ -27,4 +27,3 @@ def test_preprocess(path, number: str) -> None:
     if f"pixel_values_{number}" in stored.files:
         wanted = stored[f"pixel_values_{number}"].transpose(1, 2, 0)
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
-        print("largest difference", np.abs(found - wanted).max())
