@@ -29,7 +29,7 @@ def timed(module, name):
         return out
     setattr(module, name, call)
 
-for module, name in ((run, "_decode"), (engine, "encode_grounding"), (engine, "ground")):
+for module, name in ((run, "_prefill"), (run, "_decode"), (engine, "encode_grounding"), (engine, "ground")):
     timed(module, name)
 start = time.time()
 chat = GroundedChat.load(sys.argv[1], dtype="bfloat16")
@@ -37,6 +37,7 @@ loaded = time.time() - start
 report = {"load": loaded}
 for question in ("first", "again"):  # the first one compiles
     free = chat.ask(sys.argv[2], "What is it?", max_tokens=8)
+    report[f"reading_{question}"] = seconds["_prefill"]
     report[f"s_per_token_{question}"] = seconds["_decode"] / 8
     forced = chat.ask(sys.argv[2], "What is it?", answer=sys.argv[3], threshold=None)
     report[f"grounding_{question}"] = seconds["encode_grounding"] + seconds["ground"]
