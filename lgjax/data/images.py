@@ -130,11 +130,6 @@ def canvas_to_pixels(boxes: Float[np.ndarray, "*n 4"], size: ImageSize) -> Float
     return boxes * boxes.dtype.type(max(size))
 
 
-def pixels_to_canvas(boxes: Float[np.ndarray, "*n 4"], size: ImageSize) -> Float[np.ndarray, "*n 4"]:
-    """Undo `canvas_to_pixels`."""
-    return boxes / boxes.dtype.type(max(size))
-
-
 def prompt_from_click(x: Number, y: Number, size: ImageSize) -> Float32[np.ndarray, " 4"]:
     """Turn a clicked pixel into a prompt box (cx, cy, w, h) in [0, 1] of the canvas, 0.006 wide.
 
