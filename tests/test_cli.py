@@ -11,7 +11,7 @@ import pytest
 from lgjax import __version__
 from lgjax.cli import main
 from lgjax.convert import store
-from lgjax.infer.answer import decode_mask
+from lgjax.data import masks
 from tests.infer.model import GROUNDED, model, picture, tokenizer
 
 
@@ -44,7 +44,7 @@ def test_answer_with_phrases_json_and_picture(checkpoint, photo, tmp_path, capsy
     )
     answer = json.loads((out / "answer.json").read_text())
     assert [phrase["text"] for phrase in answer["phrases"]] == ["A man", "two brown horses"]
-    assert decode_mask(answer["region_mask"]).shape == (90, 120)
+    assert masks.decode(answer["region_mask"], (120, 90)).shape == (90, 120)
     with PIL.Image.open(out / "answer.png") as drawn:
         assert drawn.width >= 480 and drawn.height > 360
 

@@ -8,6 +8,7 @@ Source: spec/language_model.md 2.1, spec/visual_prompts.md 1, spec/grounding_mod
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from jaxtyping import Bool, Float, Float32, Shaped, UInt8
 
 ImageSize = tuple[int, int]
 Number = int | float
-ImageSource = str | Path | PIL.Image.Image | np.ndarray
+ImageSource = str | Path | bytes | PIL.Image.Image | np.ndarray
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -30,8 +31,9 @@ CLICK_SIDE = 0.006
 def load_image(source: ImageSource) -> PIL.Image.Image:
     """Return a picture as RGB with its EXIF rotation applied.
 
-    `source` is a path, a PIL image or a uint8 array [height, width, 3] in RGB. Transparency is dropped, not
-    blended, as in the original; 16-bit grey is scaled to 8 bits. Source: spec/training_and_data.md 7.
+    `source` is a path, the bytes of a file, a PIL image or a uint8 array [height, width, 3] in RGB.
+    Transparency is dropped, not blended, as in the original; 16-bit grey is scaled to 8 bits.
+    Source: spec/training_and_data.md 7.
 
     Raises:
         FileNotFoundError: no such file.
@@ -46,22 +48,26 @@ def load_image(source: ImageSource) -> PIL.Image.Image:
         return PIL.Image.fromarray(source)
     if isinstance(source, PIL.Image.Image):
         return _to_rgb(source, "image")
+    if isinstance(source, bytes):
+        return _decode(io.BytesIO(source), "image", len(source))
     path = Path(source)
     if not path.is_file():
         kind = "a folder, not a picture" if path.is_dir() else "not there"
         raise FileNotFoundError(f"image file '{path}' is {kind}")
+    return _decode(path, f"'{path}'", path.stat().st_size)
+
+
+def _decode(file: Path | io.BytesIO, name: str, num_bytes: int) -> PIL.Image.Image:
     try:
-        image = PIL.Image.open(path)
+        image = PIL.Image.open(file)
     except PIL.UnidentifiedImageError as error:
-        raise ValueError(
-            f"'{path}' ({path.stat().st_size} bytes) is not a picture that PIL can read"
-        ) from error
+        raise ValueError(f"{name} ({num_bytes} bytes) is not a picture that PIL can read") from error
     except (OSError, SyntaxError) as error:
-        raise ValueError(f"'{path}' is damaged or truncated: {error}") from error
+        raise ValueError(f"{name} is damaged or truncated: {error}") from error
     except PIL.Image.DecompressionBombError as error:
-        raise ValueError(f"'{path}' is too large: {error}") from error
+        raise ValueError(f"{name} is too large: {error}") from error
     with image:
-        return _to_rgb(image, f"'{path}'")
+        return _to_rgb(image, name)
 
 
 def _to_rgb(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
@@ -78,8 +84,8 @@ def _to_rgb(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
     return image.convert("RGB")
 
 
-def clip_preprocess(image: PIL.Image.Image, size: int = 224) -> Float32[np.ndarray, "size size 3"]:
-    """Return CLIP's view: short side to `size` (bicubic), centre crop, CLIP's mean and deviation.
+def clip_crop(image: PIL.Image.Image, size: int = 224) -> UInt8[np.ndarray, "size size 3"]:
+    """Return what CLIP sees of a picture: short side to `size` (bicubic), centre crop.
 
     The ends of a picture that is not square are cut off. Source: spec/language_model.md 2.1.
     """
@@ -88,9 +94,16 @@ def clip_preprocess(image: PIL.Image.Image, size: int = 224) -> Float32[np.ndarr
     scaled = int(size * long / short)
     image = image.resize((size, scaled) if width <= height else (scaled, size), PIL.Image.Resampling.BICUBIC)
     left, top = (image.width - size) // 2, (image.height - size) // 2
-    pixels = np.asarray(image.crop((left, top, left + size, top + size)))
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def clip_preprocess(image: PIL.Image.Image, size: int = 224) -> Float32[np.ndarray, "size size 3"]:
+    """Return CLIP's view of a picture, normalised with CLIP's mean and deviation.
+
+    Source: spec/language_model.md 2.1.
+    """
     mean, std = np.array(CLIP_MEAN, np.float32), np.array(CLIP_STD, np.float32)
-    return ((pixels * (1 / 255)).astype(np.float32) - mean) / std
+    return ((clip_crop(image, size) * (1 / 255)).astype(np.float32) - mean) / std
 
 
 class Placement(NamedTuple):

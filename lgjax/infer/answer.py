@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import PIL.Image
 from jaxtyping import Bool, Float32
-from pycocotools import mask as coco_mask
 
 from lgjax import draw
+from lgjax.data import masks
 from lgjax.text import markup
 
 
@@ -68,11 +68,11 @@ class Answer:
                     "span": list(phrase.span),
                     "boxes": [[round(float(v), 2) for v in box] for box in phrase.boxes],
                     "scores": [round(float(score), 6) for score in phrase.scores],
-                    "masks": [encode_mask(mask) for mask in phrase.masks],
+                    "masks": [masks.encode(mask) for mask in phrase.masks],
                 }
                 for phrase in self.phrases
             ],
-            "region_mask": None if self.region_mask is None else encode_mask(self.region_mask),
+            "region_mask": None if self.region_mask is None else masks.encode(self.region_mask),
         }
 
     def draw(self) -> PIL.Image.Image:
@@ -84,14 +84,3 @@ class Answer:
         text, groups = markup.filter_empty_boxes(self.tagged_text, self.canvas_boxes)
         groups = markup.unresize_boxes(groups, *self.image.size)
         return markup.format_record(text, groups, question_id)
-
-
-def encode_mask(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
-    """COCO run-length code of a mask: {"size": [height, width], "counts": str}."""
-    code: Any = coco_mask.encode(np.asfortranarray(mask, np.uint8))
-    return {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")}
-
-
-def decode_mask(code: Any) -> Bool[np.ndarray, "h w"]:
-    """Undo `encode_mask`."""
-    return coco_mask.decode(code).astype(bool)

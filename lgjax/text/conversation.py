@@ -28,7 +28,7 @@ REFERRING_ANSWER = "<seg> ."
 
 Conversation = Sequence[Mapping[str, str]]
 History = Literal["demo", "training"]
-_SPEAKERS = ("human", "gpt")
+SPEAKERS = ("human", "gpt")
 _PLACEHOLDER_ANSWER = "Placeholder."
 
 
@@ -95,7 +95,7 @@ def training_prompt(
     for i, message in enumerate(conversation):
         if missing := {"from", "value"} - message.keys():
             raise ValueError(f"message {i} of the conversation lacks '{sorted(missing)[0]}'")
-        if message["from"] not in _SPEAKERS:
+        if message["from"] not in SPEAKERS:
             raise ValueError(f"message {i} is from '{message['from']}'; expected 'human' or 'gpt'")
     turns = list(conversation)
     dropped = 1 if turns and turns[0]["from"] == "gpt" else 0
@@ -103,7 +103,7 @@ def training_prompt(
     if not turns:
         raise ValueError("the conversation has no message from 'human'")
     for i, message in enumerate(turns):
-        if message["from"] != _SPEAKERS[i % 2]:
+        if message["from"] != SPEAKERS[i % 2]:
             raise ValueError(
                 f"message {i + dropped} is from '{message['from']}' again; 'human' and 'gpt' must alternate"
             )

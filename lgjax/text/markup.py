@@ -1,13 +1,15 @@
 """Answers with grounding tokens: into clean text with phrase spans, and the original's own post-processing.
 
-`parse_ids` is what lgjax itself uses. The functions below it repeat the released evaluator and demo to the
-character, odd results included, for records that must compare with theirs; "groups" there are the boxes of
-each <seg>, float32 [m, 4], (x0, y0, x1, y1) in [0, 1] of the padded square.
+`parse_ids`, `parse_text` and `mark_phrases` are what lgjax itself uses. The functions below them repeat the
+released evaluator and demo to the character, odd results included, for records that must compare with
+theirs; "groups" there are the boxes of each <seg>, float32 [m, 4], (x0, y0, x1, y1) in [0, 1] of the padded
+square.
 Source: spec/language_model.md 13, 16.
 """
 
 from __future__ import annotations
 
+import enum
 import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, SupportsIndex
@@ -30,6 +32,7 @@ COLOURS: tuple[tuple[int, int, int], ...] = (
 _OPEN, _CLOSE, _SEG = "<g_s>", "<g_e>", "<seg>"
 _NO_SPACE_BEFORE = re.compile(r"[.,;:!?)\]}…»”]|['’](?:s|t|d|m|re|ve|ll)\b|['’](?!\w)|\s")
 _NO_SPACE_AFTER = re.compile(r"[(\[{«“]$|\s$")
+_TAGS = re.compile(f"({_OPEN}|{_CLOSE}|{_SEG})")
 _SPAN = re.compile(r"<span style='color: rgb\(\d+, \d+, \d+\);'>(.*?)</span>", re.DOTALL)
 
 
@@ -60,19 +63,57 @@ def parse_ids(ids: Iterable[SupportsIndex], tokenizer: Tokenizer) -> Markup:
     Raises:
         ValueError: an id outside the vocabulary.
     """
+    tags = {tokenizer.g_s_id: _Tag.OPEN, tokenizer.g_e_id: _Tag.CLOSE, tokenizer.seg_id: _Tag.SEG}
+    parts = tokenizer.segments(ids)
+    return _parse(part if isinstance(part, str) else tags.get(part, "") for part in parts)
+
+
+def parse_text(text: str) -> Markup:
+    """Turn a text with grounding tokens, as annotation files hold it, into display text and phrases.
+
+    The rules are those of `parse_ids`.
+    """
+    parts = _TAGS.split(text)
+    return _parse(_Tag(part) if i % 2 else part for i, part in enumerate(parts))
+
+
+def mark_phrases(text: str, spans: Iterable[tuple[int, int]]) -> str:
+    """Write the grounding tokens around spans [start, end) of a text; an empty span is a bare <seg>.
+
+    Spans stand in reading order and do not overlap. `parse_text` is the way back, but for white space next to
+    the tokens, which never reaches the model. Source: spec/training_and_data.md 5.3, 6.2.
+    """
+    pieces, last = [], 0
+    for start, end in spans:
+        between = text[last:start].rstrip()
+        pieces.append(between.lstrip() if last else between)
+        pieces.append(f"{_OPEN} {text[start:end]} {_CLOSE} {_SEG}" if end > start else _SEG)
+        last = end
+    pieces.append(text[last:].lstrip() if pieces else text)
+    return " ".join(piece for piece in pieces if piece)
+
+
+class _Tag(enum.StrEnum):
+    OPEN = _OPEN
+    CLOSE = _CLOSE
+    SEG = _SEG
+
+
+def _parse(parts: Iterable[str]) -> Markup:
+    """Parts are `_Tag`s, and texts, which are left alone even where they look like one."""
     text = ""
     opened: list[int] = []
     closed: tuple[int, int] | None = None
     spans: list[tuple[int, int]] = []
-    for part in tokenizer.segments(ids):
-        if isinstance(part, str):
+    for part in parts:
+        if not isinstance(part, _Tag):
             text = _join(text, part.strip(" "))
-        elif part == tokenizer.g_s_id:
+        elif part is _Tag.OPEN:
             opened.append(len(text))
             closed = None
-        elif part == tokenizer.g_e_id and opened:
+        elif part is _Tag.CLOSE and opened:
             closed = (opened.pop(), len(text))
-        elif part == tokenizer.seg_id:
+        elif part is _Tag.SEG:
             if closed is None:
                 closed = (opened.pop() if opened else len(text), len(text))
             spans.append(closed)

@@ -8,8 +8,8 @@ import PIL.Image
 import pytest
 from pycocotools import mask as coco_mask
 
+from lgjax.data import masks
 from lgjax.infer import generate, run
-from lgjax.infer.answer import decode_mask
 from lgjax.infer.chat import GroundedChat
 from lgjax.infer.regions import Box, Click, prompt_of
 from lgjax.infer.request import Options
@@ -74,8 +74,7 @@ def test_json_is_plain_and_its_masks_are_coco_codes():
         code = phrase["masks"][0]
         assert code["size"] == [90, 120]
         np.testing.assert_array_equal(coco_mask.decode(code).astype(bool), want.masks[0])
-        np.testing.assert_array_equal(decode_mask(code), want.masks[0])
-    np.testing.assert_array_equal(decode_mask(loaded["region_mask"]), answer.region_mask)
+    np.testing.assert_array_equal(masks.decode(loaded["region_mask"], answer.image.size), answer.region_mask)
 
 
 @pytest.mark.parametrize("kind", ["path", "pil", "array"])

@@ -1,0 +1,266 @@
+"""One record type for every dataset: a picture, what is said about it, and what the words point at.
+
+Coordinates are pixels of the picture (origin at its top left corner), boxes are (x0, y0, x1, y1). Masks are
+COCO segmentations: a list of polygons [x0, y0, x1, y1, ...], or a run-length code {"size": [height, width],
+"counts": str or list of runs}. Texts hold no grounding tokens and no "<image>"; where a question points at a
+region it holds "<obj>". Source: spec/training_and_data.md 5, 6.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, overload
+
+from lgjax.data.images import ImageSize, ImageSource, Number
+from lgjax.text.conversation import SPEAKERS, VISUAL_PROMPT_TAG
+
+Speaker = Literal["human", "gpt"]
+Kind = Literal["chat", "caption", "referring", "region"]
+KINDS: tuple[Kind, ...] = ("chat", "caption", "referring", "region")
+Segmentation = list[Any] | dict[str, Any]
+Box = tuple[Number, Number, Number, Number]
+Raw = TypeVar("Raw")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Object:
+    """A thing in the picture. `mask` None: only its box is known; `id`: what its source calls it."""
+
+    box: Box
+    mask: Segmentation | None = None
+    name: str = ""
+    crowd: bool = False
+    id: int | str | None = None
+
+
+class Turn(NamedTuple):
+    """One message of a conversation."""
+
+    speaker: Speaker
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Phrase:
+    """Characters [start, end) of the text of `turn` (an answer) that name `objects` (indices of the record).
+
+    Without objects the phrase is still marked in the text, but nothing is learnt about where it is. An empty
+    span is a bare <seg>.
+    """
+
+    turn: int
+    span: tuple[int, int]
+    objects: tuple[int, ...] = ()
+
+
+class Region(NamedTuple):
+    """What an "<obj>" of `turn` points at: the object with this index. Regions stand in reading order."""
+
+    turn: int
+    object: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Expression:
+    """Texts that each name the same `objects`; `question` (with "<obj>") asks for one of them."""
+
+    texts: tuple[str, ...]
+    objects: tuple[int, ...]
+    question: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    """A picture and what is said about it.
+
+    kind says how a training sample is made of it: "chat" takes `turns` as they stand, "caption" asks for the
+    one answer in `turns`, "referring" asks where some of the `expressions` are, "region" asks what some of
+    their regions are. image: None for text only; size: (width, height), EXIF rotation applied. marks:
+    objects drawn into the picture, numbered from 1. dropped: what the source named but the record lacks, one
+    short reason each.
+    """
+
+    id: str
+    kind: Kind
+    image: ImageSource | None
+    size: ImageSize | None
+    turns: tuple[Turn, ...] = ()
+    objects: tuple[Object, ...] = ()
+    phrases: tuple[Phrase, ...] = ()
+    regions: tuple[Region, ...] = ()
+    expressions: tuple[Expression, ...] = ()
+    marks: tuple[int, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+
+class RecordError(ValueError):
+    """A record that cannot be used; the message names its file, the record and what is wrong."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source(Sequence[Record], Generic[Raw]):
+    """The records of one file, made when they are asked for.
+
+    `file` is named in errors; `make` turns an item of the file into a record.
+    """
+
+    file: Path
+    items: Sequence[Raw]
+    make: Callable[[Raw], Record]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> Source[Raw]: ...
+    def __getitem__(self, index: int | slice) -> Record | Source[Raw]:
+        """The record at `index`.
+
+        Raises:
+            RecordError: the item lacks a field, has one of a wrong type, or `check` refuses it.
+        """
+        if isinstance(index, slice):
+            return dataclasses.replace(self, items=self.items[index])
+        item = self.items[index]
+        try:
+            record = self.make(item)
+            check(record)
+        except RecordError:
+            raise
+        except KeyError as error:
+            raise RecordError(f"{self.file}: record {index}{_name(item)} lacks {error}") from error
+        except (ValueError, TypeError, IndexError, AttributeError) as error:
+            raise RecordError(f"{self.file}: record {index}{_name(item)}: {error}") from error
+        return record
+
+
+def _name(item: Any) -> str:
+    return f" (id {item['id']})" if isinstance(item, Mapping) and "id" in item else ""
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is truncated or no JSON.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is truncated or no JSON: {error}") from error
+
+
+def check(record: Record) -> None:
+    """Hold a record to what this module says of it.
+
+    Raises:
+        ValueError: what is wrong.
+    """
+    if record.kind not in KINDS:
+        raise ValueError(f"kind '{record.kind}' is none of {', '.join(KINDS)}")
+    if (record.image is None) != (record.size is None):
+        raise ValueError("a picture needs its size, and text without a picture has none")
+    if record.size is not None and min(record.size) < 1:
+        raise ValueError(f"size {record.size} has no pixels")
+    _check_turns(record)
+    _check_phrases(record)
+    _check_regions(record)
+    for index, thing in enumerate(record.objects):
+        if not all(math.isfinite(v) for v in thing.box):
+            raise ValueError(f"box {thing.box} of object {index} is not finite")
+    known = range(len(record.objects))
+    lists = [phrase.objects for phrase in record.phrases]
+    lists += [expression.objects for expression in record.expressions] + [record.marks]
+    for number in (*(number for numbers in lists for number in numbers), *(r.object for r in record.regions)):
+        if number not in known:
+            raise ValueError(f"object {number} is named, but there are {len(record.objects)}")
+    if record.kind in ("referring", "region"):
+        if not record.expressions:
+            raise ValueError(f"a '{record.kind}' record needs expressions")
+        for expression in record.expressions:
+            if not expression.objects or not expression.texts or not all(t.strip() for t in expression.texts):
+                raise ValueError("an expression needs objects, and texts that are not blank")
+            if expression.question is not None and VISUAL_PROMPT_TAG not in expression.question:
+                raise ValueError(f"question '{expression.question}' has no {VISUAL_PROMPT_TAG}")
+
+
+def _check_turns(record: Record) -> None:
+    for index, turn in enumerate(record.turns):
+        if turn.speaker not in SPEAKERS:
+            raise ValueError(f"turn {index} is from '{turn.speaker}'; expected 'human' or 'gpt'")
+    if record.kind == "chat":
+        speakers = [turn.speaker for turn in record.turns]
+        if not speakers or speakers != ["human", "gpt"] * (len(speakers) // 2):
+            raise ValueError(
+                f"turns must go human, gpt, human, gpt ..., found {', '.join(speakers) or 'none'}"
+            )
+    if record.kind == "caption" and [turn.speaker for turn in record.turns] != ["gpt"]:
+        raise ValueError("a 'caption' record has one turn, of 'gpt'")
+
+
+def _check_phrases(record: Record) -> None:
+    last = (-1, 0)
+    for phrase in record.phrases:
+        start, end = phrase.span
+        if not 0 <= phrase.turn < len(record.turns) or record.turns[phrase.turn].speaker != "gpt":
+            raise ValueError(f"a phrase stands in turn {phrase.turn}, which is no answer")
+        if not 0 <= start <= end <= len(record.turns[phrase.turn].text):
+            raise ValueError(f"span {phrase.span} lies outside the text of turn {phrase.turn}")
+        if (phrase.turn, start) < last:
+            raise ValueError("phrases must stand in reading order and not overlap")
+        last = (phrase.turn, end)
+
+
+def _check_regions(record: Record) -> None:
+    tags = [i for i, turn in enumerate(record.turns) for _ in range(turn.text.count(VISUAL_PROMPT_TAG))]
+    if [region.turn for region in record.regions] != tags:
+        raise ValueError(
+            f"{len(tags)} {VISUAL_PROMPT_TAG} in turns {tags}, "
+            f"but {len(record.regions)} regions in turns {[region.turn for region in record.regions]}"
+        )
+
+
+def to_json(record: Record) -> dict[str, Any]:
+    """Turn everything but the picture into plain JSON values; `from_json` is the way back."""
+    fields = dataclasses.asdict(dataclasses.replace(record, image=None))
+    return {name: value for name, value in fields.items() if value not in ((), None)}
+
+
+def from_json(fields: Mapping[str, Any], image: ImageSource | None) -> Record:
+    """Make the record that `to_json` wrote, with its picture.
+
+    Raises:
+        KeyError, TypeError: a field is missing or unknown.
+    """
+
+    def items(name: str) -> Sequence[Any]:
+        return fields.get(name, ())
+
+    return Record(
+        id=fields["id"],
+        kind=fields["kind"],
+        image=image,
+        size=(fields["size"][0], fields["size"][1]) if "size" in fields else None,
+        turns=tuple(Turn(*turn) for turn in items("turns")),
+        objects=tuple(Object(**{**thing, "box": tuple(thing["box"])}) for thing in items("objects")),
+        phrases=tuple(
+            Phrase(turn=p["turn"], span=tuple(p["span"]), objects=tuple(p["objects"]))
+            for p in items("phrases")
+        ),
+        regions=tuple(Region(*region) for region in items("regions")),
+        expressions=tuple(
+            Expression(texts=tuple(e["texts"]), objects=tuple(e["objects"]), question=e["question"])
+            for e in items("expressions")
+        ),
+        marks=tuple(fields.get("marks", ())),
+        dropped=tuple(fields.get("dropped", ())),
+    )
