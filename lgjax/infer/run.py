@@ -84,7 +84,7 @@ def _prefill(
         held = jax.tree.map(lambda part: jnp.pad(part, ((0, 0), (0, 0), (0, missing), (0, 0))), held)
     suffixes = [_suffix(request.plan, request.start) for request in requests]
     length = generate.coarse_bucket(max(len(suffix.tokens) for suffix in suffixes))
-    plan = plan_batch(suffixes, length, num_images=len(requests))
+    plan = plan_batch(suffixes, length)
     tokens = jnp.concatenate([request.view.tokens for request in requests])
     width = model.config.llama.hidden_size
     most = generate.bucket(max(len(request.objects) for request in requests), 4)

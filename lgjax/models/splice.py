@@ -29,12 +29,11 @@ class RowPlan(NamedTuple):
     objects: Int32[np.ndarray, " n"]
     labels: Int32[np.ndarray, " n"]
     mask: Bool[np.ndarray, " n"]
-    num_images: int
-    num_image_tokens: int
 
 
 class BatchPlan(NamedTuple):
-    """Spliced rows padded to one length; `patches` index all patches of the batch, `lengths` are unpadded."""
+    """Spliced rows padded to one length; `lengths` are unpadded. No row needs another, so batches can be cut
+    over devices and put together from several hosts."""
 
     tokens: np.ndarray | jax.Array
     patches: np.ndarray | jax.Array
@@ -88,29 +87,21 @@ def plan_row(
         objects=np.repeat(np.where(marked, order, -1), repeats).astype(np.int32),
         labels=np.repeat(np.where(image, IGNORE_LABEL, targets), repeats).astype(np.int32),
         mask=np.repeat(real | image, repeats),
-        num_images=int(image.sum()),
-        num_image_tokens=num_image_tokens,
     )
 
 
-def plan_batch(
-    rows: Sequence[RowPlan], length: int | None = None, num_images: int | None = None
-) -> BatchPlan:
-    """Pad rows on the right to `length` (default: the longest) and number their images through the batch.
+def plan_batch(rows: Sequence[RowPlan], length: int | None = None) -> BatchPlan:
+    """Pad rows on the right to `length` (default: the longest).
 
-    A row takes as many images as it has -200, in order; a row without any still uses up one. Padding holds no
-    token, no label and a False mask. All arrays are [B, length] int32 or bool, `lengths` [B].
+    Padding holds no token, no label and a False mask. Arrays are [B, length] int32 or bool, `lengths` [B].
 
     Raises:
-        ValueError: a row is longer than `length`, or the rows use more than `num_images` images.
+        ValueError: a row is longer than `length`.
     """
     longest = max(len(row.tokens) for row in rows)
     length = longest if length is None else length
     if longest > length:
         raise ValueError(f"a spliced row has {longest} positions, more than the {length} of its batch")
-    first = np.cumsum([0] + [max(row.num_images, 1) for row in rows])
-    if num_images is not None and first[-1] > num_images:
-        raise ValueError(f"the rows use {first[-1]} images (one for a row without any), got {num_images}")
 
     def pad(values: Sequence[np.ndarray], fill: int | bool) -> np.ndarray:
         out = np.full((len(rows), length), fill, values[0].dtype)
@@ -118,13 +109,9 @@ def plan_batch(
             out[i, : len(value)] = value
         return out
 
-    patches = [
-        np.where(row.patches >= 0, row.patches + first[i] * row.num_image_tokens, -1).astype(np.int32)
-        for i, row in enumerate(rows)
-    ]
     return BatchPlan(
         tokens=pad([row.tokens for row in rows], -1),
-        patches=pad(patches, -1),
+        patches=pad([row.patches for row in rows], -1),
         objects=pad([row.objects for row in rows], -1),
         labels=pad([row.labels for row in rows], IGNORE_LABEL),
         mask=pad([row.mask for row in rows], False),
@@ -135,24 +122,20 @@ def plan_batch(
 def splice(
     embed: Callable[[jax.Array], jax.Array],
     plan: BatchPlan,
-    image_features: Float[Array, "images patches d"] | None = None,
+    image_features: Float[Array, "b patches d"] | None = None,
     object_features: Float[Array, "b objects d"] | None = None,
 ) -> Float[Array, "b t d"]:
     """Gather the input embeddings of a plan, in the dtype of `embed(ids)`; zero where nothing stands.
 
-    `embed` looks up ids [B, T] (never a negative one). Features that the plan does not use may be None.
+    `embed` looks up ids [B, T] (never a negative one). Each row has its own features: the patches of its
+    images, one image after the other, and its objects. What no row uses may be None.
     """
     tokens = jnp.asarray(plan.tokens)
     out = embed(jnp.maximum(tokens, 0))
     out = jnp.where((tokens >= 0)[..., None], out, 0)
-    if image_features is not None:
-        patches = jnp.asarray(plan.patches)
-        flat = image_features.reshape(-1, image_features.shape[-1]).astype(out.dtype)
-        out = jnp.where((patches >= 0)[..., None], flat[jnp.maximum(patches, 0)], out)
-    if object_features is not None:
-        objects = jnp.asarray(plan.objects)
-        found = jnp.take_along_axis(
-            object_features.astype(out.dtype), jnp.maximum(objects, 0)[..., None], axis=1
-        )
-        out = jnp.where((objects >= 0)[..., None], found, out)
+    for index, features in ((plan.patches, image_features), (plan.objects, object_features)):
+        if features is not None:
+            index = jnp.asarray(index)[..., None]
+            found = jnp.take_along_axis(features.astype(out.dtype), jnp.maximum(index, 0), axis=1)
+            out = jnp.where(index >= 0, found, out)
     return out

@@ -47,7 +47,7 @@ def test_training_form(path):
         )
         for i in range(batch)
     ]
-    plan = plan_batch(rows, num_images=len(images))
+    plan = plan_batch(rows)
     padded = np.zeros((batch, max(map(len, features)), images.shape[-1]), np.float32)
     for i, feature in enumerate(features):
         padded[i, : len(feature)] = feature
