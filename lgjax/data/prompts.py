@@ -38,9 +38,7 @@ def click_box(x: int | float, y: int | float, size: tuple[int, int]) -> Float32[
     return np.asarray([x / width, y / height, side / width, side / height], np.float32)
 
 
-def normalise_boxes(
-    boxes: Shaped[np.ndarray, "n 4"], size: tuple[int, int]
-) -> Float32[np.ndarray, "n 4"]:
+def normalise_boxes(boxes: Shaped[np.ndarray, "n 4"], size: tuple[int, int]) -> Float32[np.ndarray, "n 4"]:
     """Turn (x0, y0, x1, y1) in pixels of a frame of `size` (width, height) into (cx, cy, w, h) in [0, 1]."""
     corners = boxes.reshape(-1, 2, 2) / np.asarray(size, np.float64)
     return np.concatenate([corners.mean(1), corners[:, 1] - corners[:, 0]], 1).astype(np.float32)

@@ -17,6 +17,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar, overload
 
 from lgjax.data.images import ImageSize, ImageSource, Number
 from lgjax.text.conversation import SPEAKERS, VISUAL_PROMPT_TAG
+from lgjax.text.tokenizer import GROUNDING_TOKENS, IMAGE_PLACEHOLDER
 
 Speaker = Literal["human", "gpt"]
 Kind = Literal["chat", "caption", "referring", "region"]
@@ -197,6 +198,8 @@ def _check_turns(record: Record) -> None:
     for index, turn in enumerate(record.turns):
         if turn.speaker not in SPEAKERS:
             raise ValueError(f"turn {index} is from '{turn.speaker}'; expected 'human' or 'gpt'")
+        if tags := [tag for tag in (IMAGE_PLACEHOLDER, *GROUNDING_TOKENS) if tag in turn.text]:
+            raise ValueError(f"the text of turn {index} holds {', '.join(tags)}")
     if record.kind == "chat":
         speakers = [turn.speaker for turn in record.turns]
         if not speakers or speakers != ["human", "gpt"] * (len(speakers) // 2):

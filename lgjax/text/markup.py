@@ -65,15 +65,19 @@ def parse_ids(ids: Iterable[SupportsIndex], tokenizer: Tokenizer) -> Markup:
     """
     tags = {tokenizer.g_s_id: _Tag.OPEN, tokenizer.g_e_id: _Tag.CLOSE, tokenizer.seg_id: _Tag.SEG}
     parts = tokenizer.segments(ids)
-    return _parse(part if isinstance(part, str) else tags.get(part, "") for part in parts)
+    return _parse(part.strip(" ") if isinstance(part, str) else tags.get(part, "") for part in parts)
 
 
 def parse_text(text: str) -> Markup:
     """Turn a text with grounding tokens, as annotation files hold it, into display text and phrases.
 
-    The rules are those of `parse_ids`.
+    The rules are those of `parse_ids`, but spaces at the ends of the text stay.
     """
-    parts = _TAGS.split(text)
+    parts: list[str] = _TAGS.split(text)
+    last = len(parts) - 1
+    for i in range(0, len(parts), 2):
+        parts[i] = parts[i].lstrip(" ") if i else parts[i]
+        parts[i] = parts[i].rstrip(" ") if i < last else parts[i]
     return _parse(_Tag(part) if i % 2 else part for i, part in enumerate(parts))
 
 
@@ -107,7 +111,7 @@ def _parse(parts: Iterable[str]) -> Markup:
     spans: list[tuple[int, int]] = []
     for part in parts:
         if not isinstance(part, _Tag):
-            text = _join(text, part.strip(" "))
+            text = _join(text, part)
         elif part is _Tag.OPEN:
             opened.append(len(text))
             closed = None

@@ -181,3 +181,24 @@ def test_short_answers_are_returned_as_they_are():
     """Answers of fewer than six characters fail in the original (quirk Q3)."""
     for text in ("<seg>", "Yes.", ""):
         assert markup.format_record(text, [], 7) == (7, text, text, [])
+
+
+plain = st.text("abc ,.'(\n", max_size=12)
+
+
+@given(st.lists(st.tuples(plain, st.text("xyz", min_size=1, max_size=5)), max_size=4), plain)
+def test_texts_with_tokens_keep_their_ids(parts: list[tuple[str, str]], end: str) -> None:
+    """What is read from a file and written again is the same to the model."""
+    text = "".join(f"{before} <g_s> {phrase} <g_e> <seg>" for before, phrase in parts) + end
+    found = markup.parse_text(text)
+    assert [phrase.text for phrase in found.phrases] == [phrase for _, phrase in parts]
+    spans = [(phrase.start, phrase.end) for phrase in found.phrases]
+    again = markup.mark_phrases(found.text, spans)
+    assert TOKENIZER.encode(again) == TOKENIZER.encode(text)
+    assert "".join(markup.parse_text(again).text.split()) == "".join(found.text.split())
+
+
+def test_text_without_tokens_stays_as_it_is() -> None:
+    assert markup.parse_text("  two  words ") == ("  two  words ", ())
+    assert markup.mark_phrases("  two  words ", []) == "  two  words "
+    assert markup.mark_phrases("a cat.", [(0, 5), (6, 6)]) == "<g_s> a cat <g_e> <seg> . <seg>"

@@ -1,0 +1,2 @@
+def draw(image, record):
+    return image
