@@ -164,7 +164,7 @@ class SampleMaker:
         if not self.grounded and any(one.regions for one in rounds):
             raise ValueError("a sample with visual prompts needs a grounded row")
         image = load_picture(record)
-        text = _encode(rounds, self.tokenizer, config, record.image is not None)
+        text = encode(rounds, self.tokenizer, config, record.image is not None)
         cuts = dict.fromkeys(CUTS, 0) | {"rounds": len(rounds) - len(text.rounds), "tokens": text.cut}
         slots, grounding = np.zeros(len(text.regions), np.int32), None
         if self.grounded:
@@ -218,8 +218,12 @@ def load_picture(record: Record) -> PIL.Image.Image | None:
     return marks.draw(image, record) if record.marks else image
 
 
-class _Text(NamedTuple):
-    """Ids with `REGION_TOKEN` at visual prompts, and what is left of the rounds after cutting."""
+class Text(NamedTuple):
+    """A tokenised sample: ids with `REGION_TOKEN` at visual prompts, and their labels.
+
+    rounds: what is left of them; regions: the object of each visual prompt left; seg_positions: where the
+    <seg>s of the answers stand in the spliced row; cut: tokens that did not fit.
+    """
 
     ids: list[int]
     labels: list[int]
@@ -229,8 +233,14 @@ class _Text(NamedTuple):
     cut: int
 
 
-def _encode(rounds: tuple[Round, ...], tokenizer: Tokenizer, config: BatchConfig, has_image: bool) -> _Text:
-    """Tokenise rounds, leaving out the last ones until the row fits; one round alone is cut where it ends."""
+def encode(rounds: tuple[Round, ...], tokenizer: Tokenizer, config: BatchConfig, has_image: bool) -> Text:
+    """Tokenise rounds, leaving out the last ones until the row fits; one round alone is cut where it ends.
+
+    Source: spec/training_and_data.md 6.1, 14.2.
+
+    Raises:
+        ValueError: the rounds cannot be told apart, or the tokens hold fewer visual prompts than the text.
+    """
     slots = config.num_patches - 1 if has_image else 0
     room = config.length - slots
     while True:
@@ -253,7 +263,7 @@ def _encode(rounds: tuple[Round, ...], tokenizer: Tokenizer, config: BatchConfig
     ids, labels = ids[:room], labels[:room]
     segs = [i + slots if has_image else i for i, label in enumerate(labels) if label == tokenizer.seg_id]
     kept = sum(position < room for position in marks_at)
-    return _Text(ids, labels, rounds, tuple(regions[:kept]), segs, cut)
+    return Text(ids, labels, rounds, tuple(regions[:kept]), segs, cut)
 
 
 def _region_positions(prompt: str, ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
@@ -276,7 +286,7 @@ def _region_positions(prompt: str, ids: Sequence[int], tokenizer: Tokenizer) -> 
     return positions
 
 
-def _plan(text: _Text, slots: Int32[np.ndarray, " r"], config: BatchConfig) -> BatchPlan:
+def _plan(text: Text, slots: Int32[np.ndarray, " r"], config: BatchConfig) -> BatchPlan:
     row = plan_row(text.ids, config.num_patches, REGION_TOKEN, num_objects=len(slots), labels=text.labels)
     objects = np.where(row.objects >= 0, np.append(slots, -1)[row.objects], -1).astype(np.int32)
     return plan_batch([row._replace(objects=objects)], config.length)
@@ -284,7 +294,7 @@ def _plan(text: _Text, slots: Int32[np.ndarray, " r"], config: BatchConfig) -> B
 
 def _ground(
     record: Record,
-    text: _Text,
+    text: Text,
     image: PIL.Image.Image | None,
     config: BatchConfig,
     rng: np.random.Generator,
