@@ -1,0 +1,73 @@
+"""Masks at points: bilinear sampling, and points where a mask is least sure of itself.
+
+Points are (x, y) in [0, 1] of the map. Source: PointRend; spec/grounding_model.md 9, 10.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
+
+NUM_POINTS = 12544
+OVERSAMPLE = 3
+IMPORTANCE = 0.75
+
+
+def sample(maps: Shaped[Array, "*b h w"], points: Float[Array, "*b n 2"]) -> Float[Array, "*b n"]:
+    """Values of maps at points, bilinear between cell centres and zero outside (align_corners=False).
+
+    Gradients flow into the maps, not into the points.
+    """
+    *batch, height, width = maps.shape
+    return _corners(maps.reshape(*batch, -1), (height, width), points, _take)
+
+
+def sample_rows(maps: Float[Array, "b h w c"], points: Float[Array, "b n 2"]) -> Float[Array, "b n c"]:
+    """All channels of a map at points that they share."""
+    b, h, w, c = maps.shape
+    return _corners(maps.reshape(b, h * w, c), (h, w), points, _take_rows)
+
+
+def _take(flat: jax.Array, index: jax.Array, weight: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(flat, index, axis=-1).astype(jnp.float32) * weight
+
+
+def _take_rows(flat: jax.Array, index: jax.Array, weight: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(flat, index[..., None], axis=-2) * weight[..., None]
+
+
+def _corners(
+    flat: jax.Array, size: tuple[int, int], points: jax.Array, take: Callable[..., jax.Array]
+) -> jax.Array:
+    height, width = size
+    x, y = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5
+    left, top = jnp.floor(x), jnp.floor(y)
+    out = None
+    for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        column, row = left + dx, top + dy
+        weight = (1 - jnp.abs(x - column)) * (1 - jnp.abs(y - row))
+        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        index = jnp.clip(row, 0, height - 1) * width + jnp.clip(column, 0, width - 1)
+        value = take(flat, index.astype(jnp.int32), jnp.where(inside, weight, 0))
+        out = value if out is None else out + value
+    assert out is not None
+    return out
+
+
+def uncertain_points(
+    logits: Float[Array, "*b h w"],
+    over: Float[Array, "*b m 2"],
+    extra: Float[Array, "*b k 2"],
+    num_uncertain: int,
+) -> Float[Array, "*b n 2"]:
+    """Choose the points of a mask loss: those of `over` with the smallest |logit|, and all of `extra`.
+
+    `num_uncertain` are chosen; n is that many and k. Their order means nothing. No gradients.
+    Source: PointRend section 3.2.
+    """
+    values = -jnp.abs(sample(jax.lax.stop_gradient(logits), over))
+    _, chosen = jax.lax.top_k(values, num_uncertain)
+    return jnp.concatenate([jnp.take_along_axis(over, chosen[..., None], axis=-2), extra], axis=-2)
