@@ -1,2 +1,0 @@
-def draw(image, record):
-    return image
