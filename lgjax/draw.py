@@ -16,7 +16,8 @@ from rich.text import Text
 from lgjax.text.markup import COLOURS
 
 Colour = tuple[int, int, int]
-_Rectangle = tuple[float, float, float, float]
+_Number = int | float
+_Rectangle = tuple[_Number, _Number, _Number, _Number]
 
 REGION_COLOUR = (155, 155, 155)
 PLAIN_COLOUR = (235, 235, 235)
@@ -64,7 +65,7 @@ def split_by_phrase(text: str, phrases: Sequence[Drawable]) -> list[tuple[str, i
     return pieces
 
 
-def blend_mask(picture: np.ndarray, mask: Bool[np.ndarray, "h w"], colour: Colour, alpha: float) -> None:
+def blend_mask(picture: np.ndarray, mask: Bool[np.ndarray, "h w"], colour: Colour, alpha: _Number) -> None:
     """Mix `colour` into the pixels of `picture` (float, [h, w, 3], changed in place) where `mask` is True."""
     picture[mask] = (1 - alpha) * picture[mask] + alpha * np.asarray(colour, picture.dtype)
 
@@ -174,7 +175,7 @@ def _text_size(image: PIL.Image.Image) -> int:
     return max(12, max(image.size) // 45)
 
 
-def _fitting(word: str, font, width: float) -> list[str]:
+def _fitting(word: str, font, width: int) -> list[str]:
     """The word in parts that each fit into a line; writing without spaces is one long word."""
     parts = [""]
     for character in word:
@@ -211,7 +212,7 @@ def _label(draw, box, text: str, colour: Colour, font, picture_size, placed) -> 
     return place
 
 
-def _shared_area(a: _Rectangle, b: _Rectangle) -> float:
+def _shared_area(a: _Rectangle, b: _Rectangle) -> _Number:
     return max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0)
 
 
@@ -231,8 +232,8 @@ def draw_marks(
     image: PIL.Image.Image,
     masks: Bool[np.ndarray, "n h w"],
     *,
-    mask_alpha: float = 0.4,
-    mark_alpha: float = 0.4,
+    mask_alpha: _Number = 0.4,
+    mark_alpha: _Number = 0.4,
     size: int = 20,
 ) -> PIL.Image.Image:
     """Draw each mask in a translucent colour and its number, from 1, in white on a black box inside of it.
