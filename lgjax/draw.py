@@ -272,29 +272,38 @@ def place_marks(
 ) -> list[tuple[int, int, int, int]]:
     """Find a box (x0, y0, x1, y1) in pixels for the number of each mask; sizes are (width, height).
 
-    Smallest mask first: the box is centred on the deepest point of those points of the mask where it covers
-    no box already placed (of all its points if there are none), then moved into the picture.
+    Smallest mask first. A box is centred on a point of its mask, outside of smaller masks if there is one;
+    of these on those where it covers least of the boxes already placed; of these on the deepest. Then it is
+    moved into the picture.
 
     Raises:
         ValueError: a mask has no pixels.
     """
     height, width = masks.shape[1:]
     boxes = [(0, 0, 0, 0)] * len(masks)
-    placed: list[int] = []
+    placed: list[tuple[int, int, int, int]] = []
+    smaller = np.zeros((height, width), bool)
     for index in np.argsort(masks.sum((1, 2)), kind="stable").tolist():
-        mask_width, mask_height = sizes[index]
-        # where the box would begin if it were centred on a pixel of this column or row
-        left = np.clip(np.arange(width) - mask_width // 2, 0, max(width - mask_width, 0))
-        top = np.clip(np.arange(height) - mask_height // 2, 0, max(height - mask_height, 0))
-        free = masks[index].copy()
-        for x0, y0, x1, y1 in (boxes[i] for i in placed):
-            rows = (top < y1) & (top + mask_height > y0)
-            free[np.ix_(rows, (left < x1) & (left + mask_width > x0))] = False
-        if not masks[index].any():
+        mask = masks[index]
+        if not mask.any():
             raise ValueError(f"mask {index} has no pixels, so its number has no place")
-        x, y = deepest_point(free if free.any() else masks[index])
-        boxes[index] = (int(left[x]), int(top[y]), int(left[x]) + mask_width, int(top[y]) + mask_height)
-        placed.append(index)
+        free = mask & ~smaller
+        free = free if free.any() else mask
+        smaller |= mask
+        mark_width, mark_height = sizes[index]
+        # where the box begins if it is centred on a pixel of this column or row
+        left = np.clip(np.arange(width) - mark_width // 2, 0, max(width - mark_width, 0))
+        top = np.clip(np.arange(height) - mark_height // 2, 0, max(height - mark_height, 0))
+        covered = np.zeros((height, width), np.int32)
+        for x0, y0, x1, y1 in placed:
+            across = np.maximum(np.minimum(left + mark_width, x1) - np.maximum(left, x0), 0)
+            down = np.maximum(np.minimum(top + mark_height, y1) - np.maximum(top, y0), 0)
+            rows, columns = np.flatnonzero(down), np.flatnonzero(across)
+            covered[np.ix_(rows, columns)] += np.outer(down[rows], across[columns]).astype(np.int32)
+        x, y = deepest_point(free & (covered == covered[free].min()))
+        x0, y0 = int(left[x]), int(top[y])
+        boxes[index] = (x0, y0, x0 + mark_width, y0 + mark_height)
+        placed.append(boxes[index])
     return boxes
 
 

@@ -39,9 +39,10 @@ from lgjax.text.conversation import VISUAL_PROMPT_TAG
 
 CELL_WIDTH = 640
 _GAP = 16
-_GREY = (150, 150, 150)
-_RED = (255, 80, 80)
+_GREY: Colour = (170, 170, 170)
+_RED: Colour = (255, 80, 80)
 _COLUMNS = 3
+_MAX_SIDE = 1024
 _STYLE = """
 body{margin:0;padding:1rem;background:#181818;color:#ebebeb;font:16px/1.5 system-ui,sans-serif}
 main{display:grid;gap:1.5rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,26rem),1fr))}
@@ -189,7 +190,7 @@ class _Group:
 
     text: str
     boxes: Float32[np.ndarray, "n 4"]
-    masks: Bool[np.ndarray, "n h w"]
+    masks: Bool[np.ndarray, "m h w"]
     span: tuple[int, int] = (0, 0)
 
 
@@ -235,8 +236,9 @@ def _write_html(views: Sequence[_View], out: Path) -> None:
 def _html_of(view: _View) -> str:
     parts = [f"<h2>{html.escape(view.title)}</h2>"] if view.title else []
     if view.image is not None:
-        file = io.BytesIO()
-        view.image.save(file, "JPEG", quality=88)
+        file, image = io.BytesIO(), view.image.copy()
+        image.thumbnail((_MAX_SIDE, _MAX_SIDE))
+        image.save(file, "JPEG", quality=88)
         code = base64.b64encode(file.getvalue()).decode()
         parts.append(f'<img alt="{html.escape(view.title)}" src="data:image/jpeg;base64,{code}">')
     for line in view.lines:
@@ -278,7 +280,7 @@ def _cell(view: _View) -> PIL.Image.Image:
         image = PIL.ImageOps.contain(view.image, (CELL_WIDTH, CELL_WIDTH))
         top = PIL.Image.new("RGB", (CELL_WIDTH, image.height), SHEET_COLOUR)
         top.paste(image, ((CELL_WIDTH - image.width) // 2, 0))
-    lines = [[(view.title, _GREY)]]
+    lines: list[list[tuple[str, Colour]]] = [[(view.title, _GREY)]]
     for line in view.lines:
         words = [(piece.text, view.colour(piece) or PLAIN_COLOUR) for piece in line.pieces]
         lines.append([(f"{line.role}  ", _GREY), *words])
