@@ -124,7 +124,10 @@ def draw_phrases(
 
 
 def write_below(image: PIL.Image.Image, pieces: Sequence[tuple[str, Colour]]) -> PIL.Image.Image:
-    """Add a dark strip with text below a picture: pieces in their colours (dark ones lightened), wrapped."""
+    """Add a dark strip with text below a picture: pieces in their colours (dark ones lightened), wrapped.
+
+    "\n" begins a new line; words longer than a line are cut into lines.
+    """
     size = _text_size(image)
     font = _font(size)
     margin, line = size, round(size * 1.5)
@@ -140,7 +143,8 @@ def write_below(image: PIL.Image.Image, pieces: Sequence[tuple[str, Colour]]) ->
                 continue
             for part in _fitting(word, font, width - 2 * margin):
                 length = font.getlength(part)
-                if x + length > width - margin and x > margin:
+                # punctuation after a coloured phrase may hang into the margin
+                if x + length > width - margin and x > margin and part not in ".,;:!?)":
                     x, y = float(margin), y + line
                 placed.append((x, y, part, _lightened(colour)))
                 x += length

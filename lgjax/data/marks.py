@@ -15,16 +15,11 @@ import PIL.Image
 from jaxtyping import Bool
 
 from lgjax.data.images import ImageSize, Number, load_image
-from lgjax.data.masks import decode
+from lgjax.data.masks import clean, decode
 from lgjax.data.questions import GROUNDING_SUFFIXES
 from lgjax.data.schema import Object, Record, RecordError, Turn
 from lgjax.draw import draw_marks
 from lgjax.text.conversation import GROUNDING_SUFFIX, VISUAL_PROMPT_TAG
-
-
-def mark_text(number: int) -> str:
-    """How texts name the object with this number."""
-    return f"<{number}>"
 
 
 def marked(record: Record, *, limit: int = 30) -> Record:
@@ -34,19 +29,21 @@ def marked(record: Record, *, limit: int = 30) -> Record:
     numbered from 1 in their order; of more than `limit` those that are named first stay. "a dog" of two
     objects becomes "a dog <2> <5>", "the object <obj>" becomes "the object <2>", a bare <seg> "<2>". Phrases
     without a marked object stay plain text; a round whose "<obj>" is not marked is left out; requests for
-    grounding are taken from the questions.
+    grounding are taken from the questions. Objects that cannot be used are dropped, see `clean`.
 
     Raises:
         RecordError: no picture, another kind of record, or nothing that could be named by a mark.
     """
     if record.size is None or record.kind not in ("chat", "caption"):
         raise RecordError(f"record {record.id}: marks need a chat or a caption with a picture")
+    # first of all: what is dropped later would shift the numbers
+    record = clean(record)
     phrases = [(phrase.turn, number) for phrase in record.phrases for number in phrase.objects]
     regions = [(region.turn, region.object) for region in record.regions]
     named = [number for _, number in sorted(phrases + regions, key=lambda pair: pair[0])]
     others = [i for i, thing in enumerate(record.objects) if thing.mask is not None and not thing.crowd]
     marks = tuple(sorted(list(dict.fromkeys(named + others))[:limit]))
-    text_of = {number: mark_text(k) for k, number in enumerate(marks, 1)}
+    text_of = {number: f"<{k}>" for k, number in enumerate(marks, 1)}
     lost_rounds = {region.turn // 2 for region in record.regions if region.object not in text_of}
     kept = [i for i in range(len(record.turns)) if i // 2 not in lost_rounds]
     if not any(turn in kept and number in text_of for turn, number in phrases + regions):

@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 
 from lgjax.data.marks import MarkedSource, apply_marks, marked
-from lgjax.data.masks import encode
+from lgjax.data.masks import clean, encode
 from lgjax.data.schema import Expression, Object, Phrase, Record, RecordError, Region, Turn, check
 from lgjax.draw import draw_marks, phrase_colour
 from lgjax.text.markup import parse_text
@@ -70,6 +70,16 @@ def test_phrases_regions_and_requests_become_plain_text_with_numbers():
         "Two dogs <2> <3>, a cat <1> and the sky. Also <3>.",
         "What is the object <3> next to the object <1> ?",
         "A cat <1>",
+    ]
+
+
+def test_objects_that_cannot_be_used_are_dropped_before_they_are_numbered():
+    broken = dataclasses.replace(OBJECTS[1], mask=[[1, 1]])
+    record = marked(dataclasses.replace(GROUNDED, objects=(BOX_ONLY, broken, *OBJECTS[2:])))
+    assert record.marks == (2, 3) and record.dropped == ("empty polygon",) and clean(record) == record
+    assert [t.text for t in record.turns] == [
+        "What is here?",
+        "Two dogs <1> <2>, a cat and the sky. Also <2>.",
     ]
 
 
