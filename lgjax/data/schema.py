@@ -123,7 +123,8 @@ class Source(Sequence[Record], Generic[Raw]):
         """The record at `index`.
 
         Raises:
-            RecordError: the item lacks a field, has one of a wrong type, or `check` refuses it.
+            RecordError: the item lacks a field, has one of a wrong type, names a file that cannot be read,
+                or `check` refuses it.
         """
         if isinstance(index, slice):
             return dataclasses.replace(self, items=self.items[index])
@@ -135,7 +136,7 @@ class Source(Sequence[Record], Generic[Raw]):
             raise
         except KeyError as error:
             raise RecordError(f"{self.file}: record {index}{_name(item)} lacks {error}") from error
-        except (ValueError, TypeError, IndexError, AttributeError) as error:
+        except (ValueError, TypeError, IndexError, AttributeError, OSError) as error:
             raise RecordError(f"{self.file}: record {index}{_name(item)}: {error}") from error
         return record
 
