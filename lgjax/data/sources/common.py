@@ -143,9 +143,14 @@ def read_coco(path: Path) -> Coco:
 
 def _with_fields(path: Path, items: list[Any], kind: str, fields: tuple[str, ...]) -> list[dict[str, Any]]:
     for index, item in enumerate(items):
-        if not isinstance(item, dict) or any(field not in item for field in fields):
+        if not has_fields(item, fields):
             raise ValueError(f"{path}: {kind} {index} must be an object with {' and '.join(fields)}")
     return items
+
+
+def has_fields(item: Any, fields: Iterable[str]) -> bool:
+    """Whether it is a dictionary with a number or a text in each of `fields`."""
+    return isinstance(item, dict) and all(isinstance(item.get(field), int | str) for field in fields)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -222,6 +227,16 @@ def _box_of(annotation: Mapping[str, Any]) -> Box | None:
     except (TypeError, ValueError):
         return None
     return box if all(map(math.isfinite, box)) else None
+
+
+def require(left: Sequence[Any], what: str, dropped: Iterable[str]) -> None:
+    """Refuse a record that has nothing left.
+
+    Raises:
+        ValueError: `left` is empty; with the reasons in `dropped`.
+    """
+    if not left:
+        raise ValueError(f"no {what} is left: {', '.join(sorted(set(dropped))) or 'there was none'}")
 
 
 def size_of(entry: Mapping[str, Any], path: Path) -> ImageSize:

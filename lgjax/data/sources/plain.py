@@ -7,8 +7,8 @@
         a.jpg
 
 `instances.json` is a file as annotation tools export it for COCO. Pixels are counted from the top left
-corner; `bbox` is x, y, width, height; `segmentation` (polygons or a run-length code) may be missing, then only
-the box is learnt; `width` and `height` may be missing, then the picture is asked:
+corner; `bbox` is x, y, width, height; `segmentation` (polygons or a run-length code) may be missing, then
+only the box is learnt; `width` and `height` may be missing, then the picture is asked:
 `{"images": [{"id": 1, "file_name": "a.jpg", "width": 640, "height": 480}],`
 ` "annotations": [{"id": 7, "image_id": 1, "category_id": 1, "bbox": [10, 20, 200, 150],`
 `                  "segmentation": [[10, 20, 210, 20, 210, 170]]}],`

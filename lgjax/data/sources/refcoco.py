@@ -30,8 +30,10 @@ from lgjax.data.sources.common import (
     Pictures,
     Things,
     find_file,
+    has_fields,
     look_for,
     read_coco,
+    require,
     size_of,
     things_of,
 )
@@ -106,7 +108,7 @@ def read_merged(file: Path, folder: Path) -> Referring:
             # the id of the instance; the merged file may have numbered its entries anew
             instance = entry.get("ann_id", entry["id"])
             referred.setdefault(image, {}).setdefault(instance, {**entry, "id": instance})
-            sentences.setdefault(image, {}).setdefault(instance, []).extend(entry.get("sentences", []))
+            sentences.setdefault(image, {}).setdefault(instance, []).extend(entry.get("sentences") or [])
     annotations = {image: list(by_id.values()) for image, by_id in referred.items()}
     return Referring(Coco(coco.images, annotations, coco.categories), sentences, held_out)
 
@@ -118,6 +120,7 @@ def make_record(referring: Referring, pictures: Pictures, entry: Mapping[str, An
     annotations = referring.coco.annotations.get(entry["id"], [])
     things = things_of((a for a in annotations if a["id"] in sentences), referring.coco.categories)
     expressions, dropped = expressions_of(sentences, things)
+    require(expressions, "expression", things.dropped + dropped)
     return Record(
         id=str(entry["id"]),
         kind="referring",
@@ -162,12 +165,12 @@ def read_refs(path: Path) -> list[dict[str, Any]]:
     # a damaged pickle can raise nearly anything
     except Exception as error:
         raise ValueError(f"{path} is refused: {error}") from error
-    fields = ("split", "image_id", "ann_id", "sentences")
+    fields = ("split", "image_id", "ann_id")
     if not isinstance(refs, list):
         raise ValueError(f"{path} must hold a list of refs, found {type(refs).__name__}")
     for index, ref in enumerate(refs):
-        if not isinstance(ref, dict) or any(field not in ref for field in fields):
-            raise ValueError(f"{path}: ref {index} must be an object with {', '.join(fields)}")
+        if not has_fields(ref, fields) or not isinstance(ref.get("sentences"), list):
+            raise ValueError(f"{path}: ref {index} must have {', '.join(fields)} and a list of sentences")
     return refs
 
 

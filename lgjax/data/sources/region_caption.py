@@ -31,6 +31,7 @@ from lgjax.data.sources.common import (
     plain_name,
     read_coco,
     read_records,
+    require,
     scene_of,
 )
 from lgjax.data.sources.visual_prompt import with_tags
@@ -96,6 +97,7 @@ def _from_chats(coco: Coco, pictures: Pictures, item: Mapping[str, Any]) -> Reco
 
 
 def _record(name: Any, scene: Scene, expressions: tuple[Expression, ...], dropped: tuple[str, ...]) -> Record:
+    require(expressions, "expression", scene.things.dropped + dropped)
     return Record(
         id=str(name),
         kind="region",

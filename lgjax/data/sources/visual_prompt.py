@@ -26,6 +26,7 @@ from lgjax.data.sources.common import (
     read_chat,
     read_coco,
     read_records,
+    require,
     scene_of,
     without_overlaps,
 )
@@ -86,6 +87,7 @@ def _make(coco: Coco, pictures: Pictures, item: Mapping[str, Any]) -> Record:
         turns += [question._replace(text=text), answer]
         spans = (span for turn, span in chat.spans if turn == 2 * number + 1)
         phrases += [Phrase(turn=len(turns) - 1, span=span) for span in spans]
+    require(turns, "round", things.dropped + unknown)
     kept, overlaps = without_overlaps(phrases)
     return Record(
         id=str(item["id"]),
