@@ -102,7 +102,7 @@ class RecordError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Source(Sequence[Record], Generic[Raw]):
+class Source(Sequence[Any], Generic[Raw]):  # of Record; said here, run-time type checks would make records
     """The records of one file, made when they are asked for.
 
     `file` is named in errors; `make` turns an item of the file into a record.

@@ -176,7 +176,7 @@ def read_refs(path: Path) -> list[dict[str, Any]]:
 
 class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> type:
-        if module == "builtins" and name in _PLAIN_TYPES:
+        if module in ("builtins", "__builtin__") and name in _PLAIN_TYPES:
             return getattr(builtins, name)
         raise pickle.UnpicklingError(
             f"it holds '{module}.{name}'; only lists, dictionaries, texts and numbers"
