@@ -64,7 +64,7 @@ def image_size(path: Path) -> ImageSize:
     """
     with _open(_existing(path), f"'{path}'", path.stat().st_size) as image:
         try:
-            turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) >= 5
+            turned = image.getexif().get(PIL.ExifTags.Base.Orientation) in (5, 6, 7, 8)
         except (OSError, SyntaxError, ValueError, EOFError) as error:
             raise ValueError(f"'{path}' is damaged or truncated: {error}") from error
         return (image.height, image.width) if turned else image.size
