@@ -153,7 +153,7 @@ def has_fields(item: Any, fields: Iterable[str]) -> bool:
     return isinstance(item, dict) and all(isinstance(item.get(field), int | str) for field in fields)
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
+def read_records(path: Path) -> list[Any]:
     """Read a JSON file that is one list.
 
     Raises:
