@@ -286,7 +286,10 @@ def read_chat(conversation: Sequence[Mapping[str, Any]]) -> Chat:
     turns: list[Turn] = []
     spans: list[tuple[int, tuple[int, int]]] = []
     for number, message in enumerate(started):
-        markup = parse_text(message["value"].replace(IMAGE_PLACEHOLDER, "").strip())
+        text = message["value"]
+        if IMAGE_PLACEHOLDER in text:
+            text = text.replace(IMAGE_PLACEHOLDER, "").strip()
+        markup = parse_text(text)
         turns.append(Turn(message["from"], markup.text))
         if message["from"] == "gpt":
             spans += [(number, (phrase.start, phrase.end)) for phrase in markup.phrases]

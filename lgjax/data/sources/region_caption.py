@@ -16,10 +16,11 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lgjax.data.questions import REGION
 from lgjax.data.schema import Expression, Record, Source
 from lgjax.data.sources import refcoco
 from lgjax.data.sources.common import (
@@ -39,7 +40,6 @@ from lgjax.text.conversation import VISUAL_PROMPT_MARK, VISUAL_PROMPT_TAG
 
 INSTRUCT = "grounding_train2017_instruct.json"
 INSTANCES = "instances_train2017_refcoco.json"
-QUESTIONS = (f"Describe the object {VISUAL_PROMPT_TAG} .",)
 
 
 def read(folder: Path) -> dict[str, Source]:
@@ -109,12 +109,12 @@ def _record(name: Any, scene: Scene, expressions: tuple[Expression, ...], droppe
     )
 
 
-def build(grounding: Path, instances: Path, out: Path, questions: Sequence[str] = QUESTIONS) -> None:
+def build(grounding: Path, instances: Path, out: Path) -> None:
     """Write the two files of region captions, in the layout of the original, into the folder `out`.
 
     grounding: the merged referring file; pictures of other splits, which the file itself or a refs(*).p
-    below its folder names, are left out. instances: those of train2017. questions: each with one "<obj>",
-    taken in turn. Every file is there whole or not at all.
+    below its folder names, are left out. instances: those of train2017. The questions of `REGION` are taken
+    in turn. Every file is there whole or not at all.
     Source: spec/training_and_data.md 5.5.
 
     Raises:
@@ -131,7 +131,7 @@ def build(grounding: Path, instances: Path, out: Path, questions: Sequence[str] 
             texts = [sentence["raw"] for sentence in said if sentence["raw"].strip()]
             if instance not in known or image not in coco.images or not texts:
                 continue
-            question = questions[len(records) % len(questions)]
+            question = REGION[len(records) % len(REGION)]
             name = coco.images[image]["file_name"]
             messages = (
                 ("human", question.replace(VISUAL_PROMPT_TAG, VISUAL_PROMPT_MARK)),

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 
+from lgjax.data.questions import REGION
 from lgjax.data.sources import refcoco, region_caption
 from lgjax.data.sources.common import UNKNOWN_ID
 from lgjax.data.sources.refcoco import NO_TEXT
@@ -110,7 +111,6 @@ def test_region_captions_without_the_released_files_and_built(tmp_path):
         folder / "annotations/grounding_train2017.json",
         folder / "annotations/instances_train2017.json",
         out,
-        questions=["Name <obj> .", "What is <obj> ?"],
     )
     assert sorted(path.name for path in out.iterdir()) == [region_caption.INSTRUCT, region_caption.INSTANCES]
     first = json.loads((out / region_caption.INSTRUCT).read_text())[0]
@@ -118,11 +118,11 @@ def test_region_captions_without_the_released_files_and_built(tmp_path):
         "id": "000000000042",
         "image": "000000000042.jpg",
         "conversations": [
-            {"from": "human", "value": "Name % ."},
+            {"from": "human", "value": REGION[0].replace("<obj>", "%")},
             {"from": "gpt", "value": ["cat on the left", "Left cat"]},
         ],
         "q_gd_ls": [[CAT]],
     }
     built = region_caption.read(out.parent)["train"][0]
     assert said(built) == said(made) and built.objects == made.objects
-    assert [e.question for e in built.expressions] == ["Name <obj> .", "What is <obj> ?"]
+    assert [e.question for e in built.expressions] == list(REGION[:2])
