@@ -18,8 +18,9 @@ import PIL.Image
 from jaxtyping import Bool, Float32, Int32, UInt8, UInt32
 
 from lgjax.config import IGNORE_LABEL, ModelConfig, SegState
-from lgjax.data import marks, masks, prompts
-from lgjax.data.images import Placement, clip_crop, load_image, square_canvas
+from lgjax.data import masks, prompts
+from lgjax.data.images import Placement, clip_crop, square_canvas
+from lgjax.data.marks import apply_marks
 from lgjax.data.rounds import Round, Wording, render, rounds_of
 from lgjax.data.schema import KINDS, Object, Record
 from lgjax.models.splice import BatchPlan, plan_batch, plan_row
@@ -163,7 +164,7 @@ class SampleMaker:
         rounds = rounds_of(record, rng, config.wording)
         if not self.grounded and any(one.regions for one in rounds):
             raise ValueError("a sample with visual prompts needs a grounded row")
-        image = load_picture(record)
+        image = None if record.image is None else apply_marks(record)
         text = encode(rounds, self.tokenizer, config, record.image is not None)
         cuts = dict.fromkeys(CUTS, 0) | {"rounds": len(rounds) - len(text.rounds), "tokens": text.cut}
         slots, grounding = np.zeros(len(text.regions), np.int32), None
@@ -200,22 +201,6 @@ def notes(cuts: Sequence[int], fault: str = "") -> Notes:
     """Notes of one row; the text of a fault is cut to what fits."""
     text = np.frombuffer(fault.encode()[:FAULT_BYTES].ljust(FAULT_BYTES, b"\0"), np.uint8)
     return Notes(np.asarray([cuts], np.int32), text[None])
-
-
-def load_picture(record: Record) -> PIL.Image.Image | None:
-    """The picture of a record as RGB, with its marks drawn; None for text only.
-
-    Raises:
-        ValueError, OSError: it cannot be read, or has another size than the record says.
-    """
-    if record.image is None:
-        return None
-    image = load_image(record.image)
-    if image.size != record.size:
-        raise ValueError(
-            f"picture of record '{record.id}' has size {image.size}, its record says {record.size}"
-        )
-    return marks.draw(image, record) if record.marks else image
 
 
 class Text(NamedTuple):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 from jaxtyping import Bool, Float, Float32, Shaped, UInt8
@@ -50,24 +51,47 @@ def load_image(source: ImageSource) -> PIL.Image.Image:
         return _to_rgb(source, "image")
     if isinstance(source, bytes):
         return _decode(io.BytesIO(source), "image", len(source))
+    path = _existing(source)
+    return _decode(path, f"'{path}'", path.stat().st_size)
+
+
+def image_size(path: Path) -> ImageSize:
+    """Return the (width, height) of a picture with its EXIF rotation applied; its pixels are not decoded.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a picture, or its head is damaged.
+    """
+    with _open(_existing(path), f"'{path}'", path.stat().st_size) as image:
+        try:
+            turned = image.getexif().get(PIL.ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        except (OSError, SyntaxError, ValueError, EOFError) as error:
+            raise ValueError(f"'{path}' is damaged or truncated: {error}") from error
+        return (image.height, image.width) if turned else image.size
+
+
+def _existing(source: str | Path) -> Path:
     path = Path(source)
     if not path.is_file():
         kind = "a folder, not a picture" if path.is_dir() else "not there"
         raise FileNotFoundError(f"image file '{path}' is {kind}")
-    return _decode(path, f"'{path}'", path.stat().st_size)
+    return path
 
 
 def _decode(file: Path | io.BytesIO, name: str, num_bytes: int) -> PIL.Image.Image:
+    with _open(file, name, num_bytes) as image:
+        return _to_rgb(image, name)
+
+
+def _open(file: Path | io.BytesIO, name: str, num_bytes: int) -> PIL.Image.Image:
     try:
-        image = PIL.Image.open(file)
+        return PIL.Image.open(file)
     except PIL.UnidentifiedImageError as error:
         raise ValueError(f"{name} ({num_bytes} bytes) is not a picture that PIL can read") from error
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{name} is damaged or truncated: {error}") from error
     except PIL.Image.DecompressionBombError as error:
         raise ValueError(f"{name} is too large: {error}") from error
-    with image:
-        return _to_rgb(image, name)
 
 
 def _to_rgb(image: PIL.Image.Image, name: str) -> PIL.Image.Image:

@@ -14,7 +14,7 @@ import PIL.Image
 import pycocotools.mask
 from jaxtyping import Bool, Float64, UInt8
 
-from lgjax.data.images import ImageSize, Placement
+from lgjax.data.images import ImageSize, Number, Placement
 from lgjax.data.schema import Box, Expression, Object, Record, Segmentation
 
 
@@ -151,7 +151,7 @@ def _with_objects(expression: Expression, numbers: tuple[int, ...]) -> Expressio
     return dataclasses.replace(expression, objects=numbers)
 
 
-def box_from_xywh(box: Sequence[float]) -> Box:
+def box_from_xywh(box: Sequence[Number]) -> Box:
     """Turn COCO's (x, y, width, height) into (x0, y0, x1, y1).
 
     Raises:

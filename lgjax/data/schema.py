@@ -103,7 +103,7 @@ class RecordError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Source(Sequence[Record], Generic[Raw]):
+class Source(Sequence[Any], Generic[Raw]):  # of Record; said here, run-time type checks would make records
     """The records of one file, made when they are asked for.
 
     `file` is named in errors; `make` turns an item of the file into a record.
@@ -124,7 +124,8 @@ class Source(Sequence[Record], Generic[Raw]):
         """The record at `index`.
 
         Raises:
-            RecordError: the item lacks a field, has one of a wrong type, or `check` refuses it.
+            RecordError: the item lacks a field, has one of a wrong type, names a file that cannot be read,
+                or `check` refuses it.
         """
         if isinstance(index, slice):
             return dataclasses.replace(self, items=self.items[index])
@@ -136,7 +137,7 @@ class Source(Sequence[Record], Generic[Raw]):
             raise
         except KeyError as error:
             raise RecordError(f"{self.file}: record {index}{_name(item)} lacks {error}") from error
-        except (ValueError, TypeError, IndexError, AttributeError) as error:
+        except (ValueError, TypeError, IndexError, AttributeError, OSError) as error:
             raise RecordError(f"{self.file}: record {index}{_name(item)}: {error}") from error
         return record
 

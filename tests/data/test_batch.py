@@ -307,7 +307,10 @@ def test_a_thing_smaller_than_a_cell_has_only_its_box():
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        (dataclasses.replace(chat(), size=(47, 36)), r"has size \(48, 36\), its record says \(47, 36\)"),
+        (
+            dataclasses.replace(chat(), size=(47, 36)),
+            r"the picture is \(48, 36\), but the record says \(47, 36\)",
+        ),
         (dataclasses.replace(chat(), image="nowhere.jpg"), "is not there"),
         (
             dataclasses.replace(words(), turns=(Turn("human", "a"), Turn("gpt", "b </s> c"))),

@@ -50,6 +50,7 @@ def test_three_kinds_of_source_are_one_picture(tmp_path: Path) -> None:
         (6, lambda x: x.swapaxes(0, 1)[:, ::-1]),
         (7, lambda x: x[::-1, ::-1].swapaxes(0, 1)),
         (8, lambda x: x.swapaxes(0, 1)[::-1]),
+        (9, lambda x: x),
     ],
 )
 def test_exif_rotation(tmp_path: Path, orientation: int, turn) -> None:
@@ -58,12 +59,23 @@ def test_exif_rotation(tmp_path: Path, orientation: int, turn) -> None:
     file = tmp_path / "a.png"
     file.write_bytes(encoded("PNG", exif=exif))
     np.testing.assert_array_equal(np.asarray(images.load_image(file)), turn(picture(13, 7)))
+    assert images.image_size(file) == images.load_image(file).size
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_broken_exif_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(encoded("JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12"))
     assert images.load_image(tmp_path / "a.jpg").size == (13, 7)
+    assert images.image_size(tmp_path / "a.jpg") == (13, 7)
+
+
+def test_size_of_what_is_no_picture(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="is not there"):
+        images.image_size(tmp_path / "a.jpg")
+    for content in (b"", encoded("JPEG")[:20], huge_png()):
+        (tmp_path / "a.jpg").write_bytes(content)
+        with pytest.raises(ValueError, match=r"is not a picture|is damaged or truncated|is too large"):
+            images.image_size(tmp_path / "a.jpg")
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"])
