@@ -14,7 +14,7 @@ def _areas(boxes: Float[Array, "*b 4"]) -> Float[Array, "*b"]:
     return sides[..., 0] * sides[..., 1]
 
 
-def iou(a: Float[Array, "*b 4"], b: Float[Array, "*b 4"]) -> tuple[jax.Array, jax.Array]:
+def iou(a: Float[Array, "*#b 4"], b: Float[Array, "*#b 4"]) -> tuple[jax.Array, jax.Array]:
     """Intersection over union, and the union, of boxes (x0, y0, x1, y1); shapes broadcast."""
     low, high = jnp.maximum(a[..., :2], b[..., :2]), jnp.minimum(a[..., 2:], b[..., 2:])
     sides = jnp.maximum(high - low, 0)
@@ -23,7 +23,7 @@ def iou(a: Float[Array, "*b 4"], b: Float[Array, "*b 4"]) -> tuple[jax.Array, ja
     return shared / (union + EPSILON), union
 
 
-def generalized_iou(a: Float[Array, "*b 4"], b: Float[Array, "*b 4"]) -> Float[Array, "*b"]:
+def generalized_iou(a: Float[Array, "*#b 4"], b: Float[Array, "*#b 4"]) -> Float[Array, "*b"]:
     """IoU less the empty share of the smallest box around both, in [-1, 1]; shapes broadcast.
 
     Source: Rezatofighi et al. 2019, with the original's 1e-6 in both denominators.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,7 @@ class Weights:
     multiplier: float = 1.0
 
 
+@runtime_checkable
 class Points(Protocol):
     """Where masks are compared; a source of random points, or of given ones in tests."""
 

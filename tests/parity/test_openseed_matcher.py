@@ -1,7 +1,5 @@
 """Costs, assignments and losses of one output against the original: every `openseed_matcher*` case."""
 
-import zlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +26,7 @@ def predictions(case: dict, size: list[int], stored, name: str):
         sizes = np.float32(0.05) + np.float32(0.5) * draw.random((q, 2), dtype=np.float32)
         masks = np.float32(3) * draw.standard_normal((q, *size), dtype=np.float32)
         out.append((logits, np.concatenate([centres, sizes], 1), masks))
-    return [np.stack(part) for part in zip(*out, strict=True)]
+    return [jnp.asarray(np.stack(part)) for part in zip(*out, strict=True)]
 
 
 def build(file: str, name: str):
@@ -45,7 +43,7 @@ def build(file: str, name: str):
         np.testing.assert_allclose(corners * scale, pixels, atol=1e-3)
         np.testing.assert_array_equal(masks.sum((1, 2)), stored[f"{name}.target{i}.mask_area"])
     labels = [
-        stored[f"{name}.target{i}.labels_multihot"].reshape(len(b), -1).astype(bool)
+        stored[f"{name}.target{i}.labels_multihot"].reshape(len(b), case["phrases"]).astype(bool)
         for i, b in enumerate(boxes)
     ]
     phrase_mask = np.ones((len(boxes), case["phrases"]), bool)
@@ -133,4 +131,3 @@ def test_openseed_matcher_cost(file, name, task):
         for term, value in terms.items():
             n = case["targets"][0]["n"]
             cases.assert_stored(stored, f"{name}.term_{term}0", np.asarray(value)[0, :n].T, 2e-4)
-    assert zlib.crc32(b"") == 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lgjax.losses.grounding import Targets
@@ -56,7 +58,7 @@ def pad_targets(
         out.object_mask[i, :n] = out.has_mask[i, :n] = True
         out.object_phrases[i, :n, : labels[i].shape[1]] = labels[i]
         out.masks[i, :n, : masks[i].shape[1], : masks[i].shape[2]] = masks[i]
-    return out
+    return jax.tree.map(jnp.asarray, out)
 
 
 @functools.cache
@@ -66,26 +68,20 @@ def table(seed: int, rows: int, count: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class TablePoints:
-    """The fixed tables in place of random points; row j belongs to the j-th pair, image by image, by query."""
+    """Fixed tables in place of random points; row j belongs to the j-th pair, image by image, by query."""
 
     batch: int
     pairs: int
 
-    def matching(self, output: str):
-        import jax.numpy as jnp
+    def matching(self, output: str) -> jax.Array:
+        shared = jnp.asarray(table(9001, 1, NUM_POINTS))
+        return jnp.broadcast_to(shared, (self.batch, NUM_POINTS, 2))
 
-        return jnp.broadcast_to(jnp.asarray(table(9001, 1, NUM_POINTS)), (self.batch, NUM_POINTS, 2))
-
-    def losses(self, output: str, queries):
-        import jax.numpy as jnp
-
-        uncertain = int(IMPORTANCE * NUM_POINTS)
+    def losses(self, output: str, queries: jax.Array) -> tuple[jax.Array, jax.Array]:
         over = jnp.asarray(table(9002, max(self.pairs, 1), NUM_POINTS * OVERSAMPLE))
-        extra = jnp.asarray(table(9003, max(self.pairs, 1), NUM_POINTS - uncertain))
-        flat = (
-            jnp.where(queries >= 0, queries, 10**6).ravel()
-            + 10**7 * (jnp.arange(queries.size) // queries.shape[1])
-            + jnp.where(queries.ravel() >= 0, 0, 10**8)
-        )
-        rank = jnp.argsort(jnp.argsort(flat)).reshape(queries.shape)
+        extra = jnp.asarray(table(9003, max(self.pairs, 1), NUM_POINTS - int(IMPORTANCE * NUM_POINTS)))
+        row = jnp.arange(queries.shape[0])[:, None]
+        # unmatched objects come last; what they get does not matter
+        order = jnp.where(queries >= 0, queries + 10_000 * row, 10**8).ravel()
+        rank = jnp.argsort(jnp.argsort(order)).reshape(queries.shape)
         return over[rank], extra[rank]
