@@ -44,3 +44,10 @@ def parameter_tree(state: dict[str, np.ndarray]) -> dict:
             node = node.setdefault(parent, {})
         node[leaf] = keys.to_parameter(tensor, found[1])
     return tree
+
+
+def parameter_at(tree: dict, path: str):
+    """The leaf at a path such as "llama/norm/scale"."""
+    for name in path.split("/"):
+        tree = tree[name]
+    return tree
