@@ -206,7 +206,7 @@ def check_skips(split: str, num_records: int, reports: Sequence[Report], max_ski
     if not empty and len(skipped) <= max(10, max_skips * num_records):
         return
     reasons = collections.Counter(map(reason_of, skipped)).most_common(3)
-    often = "; ".join(f"{count} times: {reason}" for reason, count in reasons)
+    often = "; ".join(f"{count} x {reason}" for reason, count in reasons)
     limit = "none is left" if empty else f"more than {max_skips:.1%}"
     first = f" (first: {skipped[0]})" if skipped else ""
     raise ValueError(
