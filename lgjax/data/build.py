@@ -110,23 +110,12 @@ def _identity(
     dataset: GroundedDataset, splits: Sequence[str], limit: int | None, shard_records: int
 ) -> dict[str, Any]:
     """What decides the result: if any of it changes, shards of before must not be mixed with new ones."""
-    pictures = tuple(PIL.Image.registered_extensions())
-    files, num_pictures = {}, 0
-    for folder, folders, names in os.walk(dataset.source):
-        folders.sort()
-        for name in sorted(names):
-            if name.lower().endswith(pictures):
-                num_pictures += 1
-                continue
-            path = Path(folder, name)
-            with contextlib.suppress(OSError):
-                stat = path.stat()
-                files[str(path.relative_to(dataset.source))] = [stat.st_size, stat.st_mtime_ns]
+    files, num_pictures = ({}, 0) if dataset.source is None else _files(dataset.source)
     return {
         "dataset": dataset.name,
         "version": str(dataset.version),
         "lgjax": __version__,
-        "folder": str(dataset.source.absolute()),
+        "folder": None if dataset.source is None else str(dataset.source.absolute()),
         "files": files,
         "pictures": num_pictures,
         "options": dataset.options,
@@ -134,6 +123,25 @@ def _identity(
         "limit": limit,
         "shard_records": shard_records,
     }
+
+
+def _files(source: Path) -> tuple[dict[str, list[int]], int]:
+    """Size and time of every file below a folder that is no picture, and how many pictures there are."""
+    pictures = tuple(PIL.Image.registered_extensions())
+    files, num_pictures, seen = {}, 0, set()
+    for folder, folders, names in os.walk(source, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        for name in sorted(names):
+            path = Path(folder, name)
+            if name.lower().endswith(pictures):
+                num_pictures += 1
+            elif path.is_file():
+                stat = path.stat()
+                files[str(path.relative_to(source))] = [stat.st_size, stat.st_mtime_ns]
+    return files, num_pictures
 
 
 def _difference(begun: Mapping[str, Any], now: Mapping[str, Any]) -> str:

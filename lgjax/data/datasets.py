@@ -48,9 +48,9 @@ class GroundedDataset(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version("1.0.0")
 
     def __init__(
-        self, *, source: str | Path = "", options: Mapping[str, Any] | None = None, **keywords: Any
+        self, *, source: str | Path | None = None, options: Mapping[str, Any] | None = None, **keywords: Any
     ) -> None:
-        self.source = Path(source)
+        self.source = None if source is None else Path(source)
         self.options = dict(options or {})
         super().__init__(**{"file_format": "array_record", **keywords})
 
@@ -63,9 +63,11 @@ class GroundedDataset(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Read the source folder.
 
         Raises:
-            ValueError: an option that this dataset does not have or lacks, or a file of another layout.
+            ValueError: there is none, an option that this dataset does not have, or a file of another layout.
             FileNotFoundError: the folder or a file of it is not there.
         """
+        if self.source is None:
+            raise ValueError(f"{self.name} is made of files: name their folder (--from DIR, source=)")
         try:
             inspect.signature(self.read).bind(self.source, **self.options)
         except TypeError as error:
