@@ -130,7 +130,8 @@ def _files(source: Path) -> tuple[dict[str, list[int]], int]:
     pictures = tuple(PIL.Image.registered_extensions())
     files, num_pictures, seen = {}, 0, set()
     for folder, folders, names in os.walk(source, followlinks=True):
-        if (real := os.path.realpath(folder)) in seen:
+        is_built = NOTES in folders or "dataset_info.json" in names  # perhaps this very target
+        if is_built or (real := os.path.realpath(folder)) in seen:
             folders.clear()
             continue
         seen.add(real)

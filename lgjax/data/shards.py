@@ -128,7 +128,7 @@ def _file_of(image: ImageSource) -> bytes:
 
 def _png(image: PIL.Image.Image) -> bytes:
     file = io.BytesIO()
-    image.save(file, "PNG", compress_level=1)  # the best level takes four times as long for 1/10 of the size
+    image.save(file, "PNG", compress_level=1)  # a third of the usual level's time for 5% more bytes
     return file.getvalue()
 
 

@@ -17,7 +17,7 @@ from lgjax.cli import main
 from lgjax.data.build import build
 from lgjax.data.masks import clean
 from lgjax.data.read import Dataset, verify
-from lgjax.data.schema import Record
+from lgjax.data.schema import Record, Source
 from lgjax.data.shards import reason_of
 from tests.data.sources import examples
 from tests.data.toy import FAULTS, LgToy, write
@@ -44,6 +44,22 @@ def built(source) -> Path:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+class LgStopped(LgToy, skip_registration=True):
+    """The same records, but the reader fails after twenty."""
+
+    name = "lg_toy"
+
+    @staticmethod
+    def read(folder: Path) -> dict[str, Source]:
+        def fail(item: dict) -> Record:
+            if item["id"] == 26:
+                raise RuntimeError("stopped")
+            return source.make(item)
+
+        source = LgToy.read(folder)["train"]
+        return {**LgToy.read(folder), "train": dataclasses.replace(source, make=fail)}
 
 
 def with_bytes(record: Record) -> Record:
@@ -245,6 +261,18 @@ def test_a_split_of_which_nothing_is_left(tmp_path):
 def test_options_that_cannot_be(source, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         make(source, tmp_path / "out", **options)
+
+
+def test_a_target_below_the_source_is_not_part_of_it(source, built, tmp_path):
+    shutil.copytree(source, tmp_path / "source")
+    (tmp_path / "source" / "loop").symlink_to(tmp_path / "source")
+    target = tmp_path / "source" / "out"
+    with pytest.raises(RuntimeError, match="stopped"):
+        build(LgStopped(source=tmp_path / "source"), target, workers=1, shard_records=8)
+    assert len(reports(tmp_path / "source" / "out.incomplete")) == 2
+    manifest = make(tmp_path / "source", target)
+    assert manifest["checksum"] == verify(built)["checksum"]
+    assert make(tmp_path / "source", target) == manifest
 
 
 def test_limit_and_splits(source, tmp_path):
