@@ -27,9 +27,9 @@ from rich.text import Text
 from lgjax import __version__
 from lgjax.data.datasets import GroundedDataset, split_info
 from lgjax.data.read import MANIFEST, Manifest, checksum_of, read_manifest
+from lgjax.data.schema import Records
 from lgjax.data.shards import (
     SHARD_RECORDS,
-    Records,
     Report,
     check_skips,
     features,

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lgjax.data.scenes import SceneConfig, Split
+from lgjax.data.schema import Records
 from lgjax.data.shards import (
-    Records,
     Report,
     check_skips,
     examples,
@@ -35,6 +36,7 @@ from lgjax.data.sources import (
     visual_prompt,
 )
 from lgjax.data.sources.common import look_for
+from lgjax.data.sources.scenes import Scenes
 
 Splits = Mapping[str, Records]
 
@@ -188,6 +190,26 @@ class LgCaption(GroundedDataset):
         return llava.read(folder, name or next((n for n in names if look_for(folder, [n])), names[0]))
 
 
+class LgScenes(GroundedDataset):
+    """Composed scenes of drawn things (options `count` of "train", `seed`, `size` in pixels).
+
+    "combinations" and "styles" hold out pairs of classes and classes in a style; they have a tenth as many.
+    """
+
+    @staticmethod
+    def read(folder: Path | None, count: int = 10_000, seed: int = 0, size: int = 128) -> Splits:
+        config = SceneConfig(size=size)
+        counts: dict[Split, int] = {"train": count, "combinations": count // 10, "styles": count // 10}
+        return {
+            split: Scenes(config=config, split=split, seed=seed, count=number)
+            for split, number in counts.items()
+            if number
+        }
+
+    def records(self) -> Splits:
+        return self.read(None, **self.options)
+
+
 DATASETS = (
     LgFlickr,
     LgCoco,
@@ -200,4 +222,5 @@ DATASETS = (
     LgPlain,
     LgInstruct,
     LgCaption,
+    LgScenes,
 )

@@ -25,7 +25,7 @@ import PIL.Image
 
 from lgjax.data.images import CANVAS_GREY, ImageSource, load_image
 from lgjax.data.masks import clean
-from lgjax.data.schema import Record, RecordError, Source, check, from_json, to_json
+from lgjax.data.schema import Record, RecordError, Records, Source, check, from_json, to_json
 
 try:
     import importlib_resources  # noqa: F401 (TFDS imports it when it writes, but does not install it)
@@ -37,7 +37,6 @@ except ImportError as error:
 
 SHARD_RECORDS = 512
 Example = dict[str, Any]
-Records = Sequence[Any]  # of Record; said in full, run-time type checks would make one of them
 
 
 def features() -> tfds.features.FeaturesDict:
