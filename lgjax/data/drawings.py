@@ -97,8 +97,6 @@ def drawing(slug: str, style: str) -> PIL.Image.Image:
 
 def paint(image: PIL.Image.Image, own: str, colour: str) -> PIL.Image.Image:
     """Turn what has the colour `own` in a drawing into `colour`; both are words of `HUES`."""
-    if own == colour:
-        return image
     alpha = image.getchannel("A")
     hsv = np.array(image.convert("RGB").convert("HSV"))
     degrees = hsv[..., 0].astype(np.int32) * 360 // 256
