@@ -19,7 +19,7 @@ HUES = {"red": 0, "orange": 28, "yellow": 50, "green": 125, "blue": 220, "purple
 PAINTS = ("red", "yellow", "green", "blue", "purple")  # that things can be painted in
 _COLUMNS = 14
 _PAINTED = "*"
-_REACH = 32  # degrees of hue around a thing's own colour that are painted
+_REACH = 45  # degrees of hue around a thing's own colour that are painted
 _MIN_SATURATION = 70
 
 
@@ -100,8 +100,11 @@ def paint(image: PIL.Image.Image, own: str, colour: str) -> PIL.Image.Image:
     alpha = image.getchannel("A")
     hsv = np.array(image.convert("RGB").convert("HSV"))
     degrees = hsv[..., 0].astype(np.int32) * 360 // 256
+    bright = hsv[..., 1] > _MIN_SATURATION
     away = (degrees - HUES[own] + 180) % 360 - 180
-    painted = (np.abs(away) < _REACH) & (hsv[..., 1] > _MIN_SATURATION)
+    middle = int(np.median(away[bright & (np.asarray(alpha) > 127) & (np.abs(away) < _REACH)]))
+    away = (away - middle + 180) % 360 - 180
+    painted = (np.abs(away) < _REACH) & bright
     turned = (away // 2 + HUES[colour]) % 360
     hsv[..., 0] = np.where(painted, turned * 256 // 360, hsv[..., 0])
     if colour == "yellow":  # dark yellow is brown
