@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lgjax import draw
 from lgjax.data import batch, images, masks, prompts, rounds
 from lgjax.data.batch import BatchConfig, SampleMaker
 from lgjax.data.pipeline import Counted, Mixture, Stream, batches
@@ -32,6 +33,7 @@ PARTS = {
     "CLIP view": images.clip_crop,
     "masks": masks.on_canvas,
     "draw prompts": prompts.draw_click,
+    "draw the marks": draw.draw_marks,
     "write the rounds": rounds.rounds_of,
     "tokens and labels": batch.encode,
 }
@@ -67,11 +69,10 @@ def mixture_of(grounded: Sequence[str], text: Sequence[str], grounded_rows: int,
 def _stream(text: str) -> Stream:
     folder, _, weight = text.partition("=")
     try:
-        return Stream(Dataset(folder), float(weight or 1))
+        share = float(weight or 1)
     except ValueError as error:
-        if "could not convert" in str(error):
-            raise ValueError(f"'{text}': weight '{weight}' is no number") from error
-        raise
+        raise ValueError(f"'{text}': weight '{weight}' is no number") from error
+    return Stream(Dataset(folder), share)
 
 
 def maker_of(config: BatchConfig, tokenizer: Path | None) -> SampleMaker:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
@@ -67,14 +67,10 @@ def build(
     from rich.console import Console
 
     from lgjax.data import build as building
-    from lgjax.data.datasets import DATASETS
 
-    given: dict[str, Any] = {"split_by": split_by, "name": file, "count": count, "seed": seed, "size": size}
-    options = {name: value for name, value in given.items() if value is not None}
-    builder = {known.name: known for known in DATASETS}[dataset](source=source, options=options)
     console = Console(stderr=True)
     manifest = building.build(
-        builder,
+        _dataset(dataset, source, split_by=split_by, name=file, count=count, seed=seed, size=size),
         target,
         splits=split,
         workers=workers,
@@ -84,6 +80,14 @@ def build(
     )
     _show(manifest)
     print(f"wrote {target}, checksum {manifest['checksum'][:16]}")
+
+
+def _dataset(dataset: str, source: Path | None, /, **options: Any) -> Any:
+    """The builder of a dataset; options that were not given are left out."""
+    from lgjax.data.datasets import DATASETS
+
+    given = {option: value for option, value in options.items() if value is not None}
+    return {known.name: known for known in DATASETS}[dataset](source=source, options=given)
 
 
 @app.command
@@ -97,6 +101,8 @@ def show(
     count: int = 12,
     seed: int | None = None,
     marked: bool = False,
+    split_by: str | None = None,
+    file: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
 ) -> None:
     """Write a sheet to look at: pictures, coloured phrases, boxes, masks, prompts.
 
@@ -109,22 +115,22 @@ def show(
         count: How many records.
         seed: Draw the records at random; without it the first ones are shown.
         marked: Turn grounded chat into chat about numbered marks.
+        split_by: lg_refcoco: which of several refs(*).p to read, for example unc.
+        file: lg_instruct and lg_caption: the annotation file, when it has another name than the authors'.
     """
-    from lgjax.data.datasets import DATASETS
     from lgjax.data.marks import MarkedSource
     from lgjax.data.read import Dataset
     from lgjax.data.sheet import show as write
 
-    known = {one.name: one for one in DATASETS}
-    if dataset in known:
-        splits = known[dataset](source=source).records()
+    if dataset in get_args(Name):
+        splits = _dataset(dataset, source, split_by=split_by, name=file).records()
         if split not in splits:
             raise ValueError(f"{dataset} has no split '{split}'; it has {', '.join(splits)}")
         records = splits[split]
     elif Path(dataset).is_dir():
         records = Dataset(dataset, split)
     else:
-        raise ValueError(f"'{dataset}' is no folder and none of {', '.join(known)}")
+        raise ValueError(f"'{dataset}' is no folder and none of {', '.join(get_args(Name))}")
     write(MarkedSource(records) if marked else records, out, count, seed)
     print(f"wrote {out}")
 
