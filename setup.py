@@ -39,7 +39,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=find_packages(include=["lgjax", "lgjax.*"]),
-    package_data={"lgjax": ["assets/*"]},
+    package_data={"lgjax": ["assets/*", "assets/**/*"]},
     install_requires=[
         "jax>=0.10.2,<0.11",
         "flax>=0.12.8,<0.13",

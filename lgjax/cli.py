@@ -11,11 +11,13 @@ from typing import Annotated, Literal
 import tyro
 
 from lgjax import __version__
+from lgjax.data import cli as data
 
 DESCRIPTION = """Grounded visual chat: ask about a picture, get an answer whose phrases have boxes and masks.
 
   lgjax convert LLAVA_GROUNDING_FOLDER model   once: turn PyTorch weights into a checkpoint
   lgjax chat photo.jpg "Describe the scene." --checkpoint model --out answer
+  lgjax data build lg_coco --from coco --to data/lg_coco
   lgjax --version                              which version this is
 """
 
@@ -166,6 +168,9 @@ def inspect(folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar=
     from lgjax.convert.describe import describe
 
     print(describe(folder))
+
+
+app.command(data.app, name="data", help=data.HELP)
 
 
 def main(arguments: list[str] | None = None) -> None:

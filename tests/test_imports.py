@@ -58,7 +58,8 @@ def test_help_loads_no_heavy_library():
     code = (
         "import sys\nfrom lgjax.cli import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
-        "heavy = {'jax', 'flax', 'torch', 'transformers', 'orbax'} & set(sys.modules)\n"
+        "heavy = {'jax', 'flax', 'torch', 'transformers', 'orbax', 'grain', 'tensorflow_datasets'}\n"
+        "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import cProfile
+import dataclasses
 import inspect
+import os
 import pstats
 import time
 from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from lgjax import draw
 from lgjax.data import batch, images, masks, prompts, rounds
-from lgjax.data.batch import SampleMaker
-from lgjax.data.pipeline import Counted, Mixture, batches
-from lgjax.data.schema import Record
+from lgjax.data.batch import BatchConfig, SampleMaker
+from lgjax.data.pipeline import Counted, Mixture, Stream, batches
+from lgjax.data.read import Dataset
+from lgjax.data.scene_text import SORTS
+from lgjax.data.scenes import SceneConfig
+from lgjax.data.schema import Records
+from lgjax.data.sources.scenes import Scenes
+from lgjax.text.tokenizer import Tokenizer
 
 PARTS = {
     "decode the picture": images.load_image,
@@ -23,6 +33,7 @@ PARTS = {
     "CLIP view": images.clip_crop,
     "masks": masks.on_canvas,
     "draw prompts": prompts.draw_click,
+    "draw the marks": draw.draw_marks,
     "write the rounds": rounds.rounds_of,
     "tokens and labels": batch.encode,
 }
@@ -36,7 +47,71 @@ class Rate(NamedTuple):
     num_bytes: int
 
 
-def part_times(maker: SampleMaker, records: Sequence[Record], count: int) -> dict[str, float]:
+def mixture_of(grounded: Sequence[str], text: Sequence[str], grounded_rows: int, text_rows: int) -> Mixture:
+    """The mixture of built folders, "DIR" or "DIR=WEIGHT" each; without any, composed scenes of 512 pixels.
+
+    Raises:
+        ValueError: a weight that is no number, or what `Dataset` and `Mixture` refuse.
+    """
+    if grounded or text:
+        lanes = [tuple(map(_stream, lane)) for lane in (grounded, text)]
+    else:
+        config = SceneConfig(size=512)
+        lanes = [(Stream(Scenes(config=config, sorts=sorts)),) for sorts in (SORTS[:3], SORTS[4:])]
+    return Mixture(
+        grounded=lanes[0],
+        text=lanes[1],
+        grounded_rows=grounded_rows if lanes[0] else 0,
+        text_rows=text_rows if lanes[1] else 0,
+    )
+
+
+def _stream(text: str) -> Stream:
+    folder, _, weight = text.partition("=")
+    try:
+        share = float(weight or 1)
+    except ValueError as error:
+        raise ValueError(f"'{text}': weight '{weight}' is no number") from error
+    return Stream(Dataset(folder), share)
+
+
+def maker_of(config: BatchConfig, tokenizer: Path | None) -> SampleMaker:
+    """A maker of grounded samples; without a tokenizer the small one of the package is used.
+
+    Raises:
+        FileNotFoundError, ValueError: see `Tokenizer`.
+    """
+    if tokenizer is not None:
+        known = Tokenizer.from_model_file(tokenizer) if tokenizer.is_file() else Tokenizer.load(tokenizer)
+        return SampleMaker(config, known, grounded=True)
+    shipped = resources.files("lgjax") / "assets" / "debug_tokenizer.model"
+    with resources.as_file(shipped) as file:
+        return SampleMaker(config, Tokenizer.from_model_file(file), grounded=True)
+
+
+def report(mixture: Mixture, maker: SampleMaker, workers: int, seconds: float) -> str:
+    """Measure both ways and say it in a few lines."""
+    lines = []
+    for name, streams in (("grounded", mixture.grounded), ("text", mixture.text)):
+        for number, stream in enumerate(streams):
+            own = dataclasses.replace(maker, grounded=name == "grounded")
+            parts = part_times(own, stream.records, 100)
+            total = sum(parts.values())
+            lines.append(
+                f"{name} stream {number}: {total:.1f} ms a sample, {1000 / total:.1f} a second on one core"
+            )
+            lines += [f"  {part:<20}{ms:8.2f} ms {ms / total:6.1%}" for part, ms in parts.items()]
+    found = throughput(mixture, maker, workers, seconds)
+    grounded, text = (mixture.groups * rows for rows in (mixture.grounded_rows, mixture.text_rows))
+    lines.append(
+        f"batches of {grounded} grounded and {text} text rows, {found.num_bytes / 2**20:.0f} MiB each: "
+        f"{found.batches:.2f} a second, {found.rows:.1f} rows a second "
+        f"({workers or 'no'} worker processes, {os.cpu_count()} cores)"
+    )
+    return "\n".join(lines)
+
+
+def part_times(maker: SampleMaker, records: Records, count: int) -> dict[str, float]:
     """Milliseconds a sample for each of `PARTS`, for fetching the record, and for "the rest".
 
     One thread; their sum is the time of a sample. Samples that cannot be made count with what they took.

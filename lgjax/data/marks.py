@@ -17,7 +17,7 @@ from jaxtyping import Bool
 from lgjax.data.images import ImageSize, Number, load_image
 from lgjax.data.masks import clean, decode
 from lgjax.data.questions import GROUNDING_SUFFIXES
-from lgjax.data.schema import Object, Record, RecordError, Turn
+from lgjax.data.schema import Object, Record, RecordError, Records, Turn
 from lgjax.draw import draw_marks
 from lgjax.text.conversation import GROUNDING_SUFFIX, VISUAL_PROMPT_TAG
 
@@ -88,11 +88,12 @@ def _without_request(question: str) -> str:
 
 
 def apply_marks(
-    record: Record, *, mask_alpha: Number = 0.4, mark_alpha: Number = 0.4, size: int = 20
+    record: Record, *, mask_alpha: Number = 0.2, mark_alpha: Number = 0.4, size: int | None = None
 ) -> PIL.Image.Image:
     """Load the picture of a record and draw its marks into it, if it has any.
 
-    An object without a mask is drawn as its filled box. Options: see `lgjax.draw.draw_marks`.
+    An object without a mask is drawn as its filled box. Options: see `lgjax.draw.draw_marks`; without `size`
+    the numbers are 20 pixels high, lower in pictures below 480 pixels, but not below 10.
 
     Raises:
         FileNotFoundError: no such picture.
@@ -108,7 +109,8 @@ def apply_marks(
     if not record.marks:
         return image
     masks = np.stack([_drawn_mask(record.objects[i], record.size) for i in record.marks])
-    return draw_marks(image, masks, mask_alpha=mask_alpha, mark_alpha=mark_alpha, size=size)
+    height = min(max(max(image.size) // 24, 10), 20) if size is None else size
+    return draw_marks(image, masks, mask_alpha=mask_alpha, mark_alpha=mark_alpha, size=height)
 
 
 def _drawn_mask(thing: Object, size: ImageSize) -> Bool[np.ndarray, "h w"]:
@@ -126,7 +128,7 @@ def _drawn_mask(thing: Object, size: ImageSize) -> Bool[np.ndarray, "h w"]:
 class MarkedSource(Sequence[Record]):
     """A source or built dataset of grounded chat, read as marked chat. `limit`: see `marked`."""
 
-    records: Sequence[Record]
+    records: Records
     limit: int = 30
 
     def __len__(self) -> int:

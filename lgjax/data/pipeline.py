@@ -18,7 +18,7 @@ import numpy as np
 
 from lgjax.data.batch import CUTS, Batch, BatchConfig, Language, SampleMaker, concatenate
 from lgjax.data.images import Number
-from lgjax.data.schema import Record
+from lgjax.data.schema import Records
 from lgjax.text.tokenizer import Tokenizer
 
 MAX_FAULTS = 0.05  # share of rows that may be fillers
@@ -29,7 +29,7 @@ ALWAYS_ALLOWED = 20  # fillers, before the share is looked at
 class Stream:
     """A dataset and its weight in the mixture; records are asked for in any order, by several processes."""
 
-    records: Sequence[Record]
+    records: Records
     weight: Number = 1
 
 
@@ -75,7 +75,7 @@ class Mixture:
 class _Sampler:
     """The sample of a position in a stream; a record that cannot be used gives a filler."""
 
-    records: Sequence[Record]
+    records: Records
     maker: SampleMaker
 
     def __call__(self, index: int, rng: np.random.Generator) -> Batch:

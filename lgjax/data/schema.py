@@ -98,6 +98,9 @@ class Record:
     dropped: tuple[str, ...] = ()
 
 
+Records = Sequence[Any]  # of Record; said in full, run-time type checks would make one of them
+
+
 class RecordError(ValueError):
     """A record that cannot be used; the message names its file, the record and what is wrong."""
 
@@ -235,8 +238,15 @@ def _check_regions(record: Record) -> None:
 
 def to_json(record: Record) -> dict[str, Any]:
     """Turn everything but the picture into plain JSON values; `from_json` is the way back."""
-    fields = dataclasses.asdict(dataclasses.replace(record, image=None))
-    return {name: value for name, value in fields.items() if value not in ((), None)}
+    fields = {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.name != "image"}
+    return {name: _plain(value) for name, value in fields.items() if value not in ((), None)}
+
+
+def _plain(value: Any) -> Any:
+    """Lists and dictionaries in place of tuples and dataclasses; segmentations are not copied."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def from_json(fields: Mapping[str, Any], image: ImageSource | None) -> Record:

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float32
 from lgjax.data import masks
 from lgjax.data.images import ImageSize
 from lgjax.data.marks import apply_marks
-from lgjax.data.schema import Record, RecordError
+from lgjax.data.schema import Record, RecordError, Records
 from lgjax.draw import (
     PLAIN_COLOUR,
     SHEET_COLOUR,
@@ -57,7 +57,7 @@ small{color:#aaa}
 """
 
 
-def show(records: Sequence[Record], out: Path, count: int, seed: int | None = None) -> None:
+def show(records: Records, out: Path, count: int, seed: int | None = None) -> None:
     """Write a sheet of the first `count` records, or of that many drawn by `seed`; `out` as in `sheet`.
 
     Raises:
@@ -72,7 +72,7 @@ def show(records: Sequence[Record], out: Path, count: int, seed: int | None = No
     sheet((_read(records, i) for i in chosen), out)
 
 
-def _read(records: Sequence[Record], index: int) -> Record | RecordError:
+def _read(records: Records, index: int) -> Record | RecordError:
     try:
         return records[index]
     except RecordError as error:

@@ -156,7 +156,7 @@ def test_marked_records_show_the_marks(tmp_path):
     assert [text for _, text in shown.marks] == ["<3>", "<1>", "<2>", "<1>", "<2>"]
     assert [colours for colours, _ in shown.marks] == [style(i) for i in (2, 0, 1, 0, 1)]
     pixels = np.asarray(shown.pictures[0], int)
-    want = 0.6 * GREY + 0.4 * np.asarray(phrase_colour(0))
+    want = 0.8 * GREY + 0.2 * np.asarray(phrase_colour(0))
     # the mask of the first, without a box around it
     for x in (30, 40, 20):
         assert abs(pixels[60, x] - want).max() < 20
