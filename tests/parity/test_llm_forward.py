@@ -44,6 +44,7 @@ def load(path: Path) -> SimpleNamespace:
         stored=stored,
         info=info,
         params=params["llama"],
+        projector_params=params["projector"],
         model=Llama(llama_config(info)),
         clip_states=states,
         features=features,

@@ -1,0 +1,46 @@
+"""Next-token cross entropy, without ever holding the logits of a whole batch.
+
+Source: spec/language_model.md 10; spec/training_and_data.md 4.1, 14.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from lgjax.config import IGNORE_LABEL
+
+
+def language_loss(
+    hidden: Float[Array, "b t d"],
+    labels: Int[Array, "b t"],
+    logits: Callable[[Float[Array, "b c d"]], Float[Array, "b c v"]],
+    row_weights: Float[Array, " b"],
+    chunk: int = 256,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Sum of the losses of all labelled tokens, and how many there are; their quotient is the mean.
+
+    The state at a position predicts the label of the next one. `logits` is the output head, applied to
+    `chunk` positions at a time (and again in the backward pass); rows of weight 0 do not count.
+    """
+    targets = jnp.concatenate([labels[:, 1:], jnp.full_like(labels[:, :1], IGNORE_LABEL)], axis=1)
+    padding = -hidden.shape[1] % chunk
+    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
+    targets = jnp.pad(targets, ((0, 0), (0, padding)), constant_values=IGNORE_LABEL)
+
+    @jax.checkpoint
+    def part(start: jax.Array) -> tuple[jax.Array, jax.Array]:
+        states = jax.lax.dynamic_slice_in_dim(hidden, start, chunk, axis=1)
+        wanted = jax.lax.dynamic_slice_in_dim(targets, start, chunk, axis=1)
+        scores = logits(states).astype(jnp.float32)
+        own = jnp.take_along_axis(scores, jnp.maximum(wanted, 0)[..., None], axis=-1)[..., 0]
+        weights = jnp.where(wanted == IGNORE_LABEL, 0, row_weights[:, None])
+        # a row that does not count may hold anything, also numbers that are not finite
+        losses = jnp.where(weights > 0, (jax.nn.logsumexp(scores, axis=-1) - own) * weights, 0)
+        return losses.sum(), weights.sum()
+
+    sums, counts = jax.lax.map(part, jnp.arange(0, hidden.shape[1], chunk))
+    return sums.sum(), counts.sum()
