@@ -27,13 +27,12 @@ from rich.text import Text
 from lgjax import __version__
 from lgjax.data.datasets import GroundedDataset, split_info
 from lgjax.data.read import MANIFEST, Manifest, checksum_of, read_manifest
-from lgjax.data.schema import Records
+from lgjax.data.schema import Records, reason_of
 from lgjax.data.shards import (
     SHARD_RECORDS,
     Report,
     check_skips,
     features,
-    reason_of,
     shard_name,
     shards_of,
     tfds,
@@ -85,6 +84,8 @@ def build(
         return _already_built(target, begun)
     (work / NOTES).mkdir(parents=True, exist_ok=True)
     with _alone(work):
+        if target.exists():  # another build has ended since
+            return _already_built(target, begun)
         _same_source(work, begun)
         if not (work / MANIFEST).exists():
             records = _records(dataset, splits)
@@ -186,6 +187,7 @@ def _alone(work: Path) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
+    (work / NOTES).mkdir(parents=True, exist_ok=True)
     with (work / NOTES / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -254,7 +256,7 @@ def _finished(work: Path, shard: Shard) -> Report | None:
     """The report of a shard that an earlier run completed."""
     try:
         report = Report(**json.loads(_report_file(work, shard).read_bytes()))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError, TypeError):  # not there, or cut by a machine that went off
         return None
     return report if (work / shard.name).is_file() else None
 

@@ -16,16 +16,15 @@ import io
 import itertools
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
 
-from lgjax.data.images import CANVAS_GREY, ImageSource, load_image
+from lgjax.data.images import CANVAS_GREY, ImageSource, check_shape, load_image
 from lgjax.data.masks import clean
-from lgjax.data.schema import Record, RecordError, Records, Source, check, from_json, to_json
+from lgjax.data.schema import Record, RecordError, Records, Source, check, from_json, reason_of, to_json
 
 try:
     import importlib_resources  # noqa: F401 (TFDS imports it when it writes, but does not install it)
@@ -74,13 +73,6 @@ class Report:
             self.dropped[reason] = self.dropped.get(reason, 0) + 1
 
 
-def reason_of(message: str) -> str:
-    """Take file, record and numbers out of a message, so that equal faults read the same."""
-    what = re.sub(r"^.*?: (?:record|line) \d+(?: \(id .*?\))?:? ", "", message)
-    what = re.sub(r"'[^']*[./\d][^']*'", "'…'", what)
-    return re.sub(r"-?\d+(?:\.\d+)?", "N", what)
-
-
 def usable(records: Records, index: int) -> tuple[Record, bytes]:
     """Return the record at `index` without the objects that cannot be used, and its picture as a file.
 
@@ -112,6 +104,7 @@ def _picture(record: Record) -> bytes:
         return _png(PIL.Image.new("RGB", (1, 1), (CANVAS_GREY,) * 3))
     data = _file_of(record.image)
     width, height = load_image(data).size
+    check_shape((width, height))
     if (width, height) != record.size:
         raise ValueError(f"picture is {width} x {height}, but the record says {record.size}")
     return data

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float32
 
 from lgjax.data import masks
 from lgjax.data.images import ImageSize
-from lgjax.data.marks import apply_marks
+from lgjax.data.marks import picture_of
 from lgjax.data.schema import Record, RecordError, Records
 from lgjax.draw import (
     PLAIN_COLOUR,
@@ -195,7 +195,7 @@ class _Group:
 
 
 def _picture(record: Record, lines: Sequence[_Line], groups: Sequence[tuple[int, ...]]) -> PIL.Image.Image:
-    image = apply_marks(record)
+    image = picture_of(record)
     draw = PIL.ImageDraw.Draw(image)
     known = {number for objects in groups for number in objects}
     for number, thing in enumerate(record.objects):

@@ -14,7 +14,7 @@ import pytest
 
 from lgjax.data import drawings, masks
 from lgjax.data.drawings import classes, drawing, paint
-from lgjax.data.marks import apply_marks
+from lgjax.data.marks import picture_of
 from lgjax.data.scenes import SceneConfig, compose, held_out_pair, held_out_style
 from lgjax.data.schema import check
 from lgjax.data.sources.scenes import Scenes
@@ -218,7 +218,7 @@ def test_marks_can_be_read_on_small_pictures():
     """The number of a mark changes pixels, and masks stay visible below it."""
     for i in range(20):
         record = Scenes(count=50).records(i)["marks"]
-        marked, plain = np.asarray(apply_marks(record), float), np.asarray(record.image, float)
+        marked, plain = np.asarray(picture_of(record), float), np.asarray(record.image, float)
         for k, number in enumerate(record.marks):
             mask = masks.decode(record.objects[number].mask, record.size)
             want = plain.copy()
