@@ -236,7 +236,7 @@ def draw_marks(
     image: PIL.Image.Image,
     masks: Bool[np.ndarray, "n h w"],
     *,
-    mask_alpha: _Number = 0.2,
+    mask_alpha: _Number = 0.1,
     mark_alpha: _Number = 0.4,
     size: int = 20,
 ) -> PIL.Image.Image:

@@ -102,7 +102,7 @@ def _without_request(question: str) -> str:
 
 
 def picture_of(
-    record: Record, *, mask_alpha: Number = 0.2, mark_alpha: Number = 0.4, size: int | None = None
+    record: Record, *, mask_alpha: Number = 0.1, mark_alpha: Number = 0.4, size: int | None = None
 ) -> PIL.Image.Image:
     """Load the picture of a record and draw its marks into it, if it has any.
 

@@ -230,8 +230,17 @@ class Counted(Iterator[Batch]):
         return self._iterator.get_state()
 
     def set_state(self, state: Any) -> None:
-        """Go on where `get_state` was called, with the same data, hosts and workers."""
-        self._iterator.set_state(state)
+        """Go on where `get_state` was called, with the same data, hosts and workers.
+
+        Raises:
+            ValueError: the state is of another number of workers.
+        """
+        try:
+            self._iterator.set_state(state)
+        except (KeyError, TypeError, IndexError) as error:
+            raise ValueError(
+                "the state was taken with another number of workers; go on with `start` instead"
+            ) from error
 
     def close(self) -> None:
         """Stop worker processes and threads."""

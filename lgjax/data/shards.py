@@ -54,13 +54,15 @@ def features() -> tfds.features.FeaturesDict:
 class Report:
     """What became of some records: how many are kept, of what, and why others are not.
 
-    skipped: one message each, naming file and record; dropped: reasons why objects were left out.
+    skipped: one message each, naming file and record; dropped: reasons why objects were left out, and
+    dropped_in: the id of the first record of each.
     """
 
     records: int = 0
     skipped: list[str] = dataclasses.field(default_factory=list)
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
     dropped: dict[str, int] = dataclasses.field(default_factory=dict)
+    dropped_in: dict[str, str] = dataclasses.field(default_factory=dict)
     num_bytes: int = 0
     sha256: str = ""
 
@@ -71,6 +73,7 @@ class Report:
             self.counts[name] = self.counts.get(name, 0) + len(getattr(record, name))
         for reason in record.dropped:
             self.dropped[reason] = self.dropped.get(reason, 0) + 1
+            self.dropped_in.setdefault(reason, record.id)
 
 
 def usable(records: Records, index: int) -> tuple[Record, bytes]:
@@ -103,7 +106,7 @@ def _picture(record: Record) -> bytes:
     if record.image is None:
         return _png(PIL.Image.new("RGB", (1, 1), (CANVAS_GREY,) * 3))
     data = _file_of(record.image)
-    width, height = load_image(data).size
+    width, height = load_image(record.image).size
     check_shape((width, height))
     if (width, height) != record.size:
         raise ValueError(f"picture is {width} x {height}, but the record says {record.size}")

@@ -57,8 +57,10 @@ small{color:#aaa}
 """
 
 
-def show(records: Records, out: Path, count: int, seed: int | None = None) -> None:
+def show(records: Records, out: Path, count: int, seed: int | None = None) -> int:
     """Write a sheet of the first `count` records, or of that many drawn by `seed`; `out` as in `sheet`.
+
+    Returns how many of them cannot be used.
 
     Raises:
         ValueError: no records, a count below 1, or an `out` that is neither .html nor .png.
@@ -69,7 +71,7 @@ def show(records: Records, out: Path, count: int, seed: int | None = None) -> No
     chosen = indices[:count]
     if seed is not None:
         chosen = sorted(random.Random(seed).sample(indices, min(count, len(records))))
-    sheet((_read(records, i) for i in chosen), out)
+    return sheet((_read(records, i) for i in chosen), out)
 
 
 def _read(records: Records, index: int) -> Record | RecordError:
@@ -79,7 +81,7 @@ def _read(records: Records, index: int) -> Record | RecordError:
         return error
 
 
-def sheet(records: Iterable[Record | RecordError], out: Path) -> None:
+def sheet(records: Iterable[Record | RecordError], out: Path) -> int:
     """Write a sheet of records: `out` is a page without parts outside of it (.html) or a picture (.png).
 
     Each phrase, referring text and "<obj>" has a colour, one for each group of objects; phrases have masks
@@ -96,6 +98,7 @@ def sheet(records: Iterable[Record | RecordError], out: Path) -> None:
     if not views:
         raise ValueError("no records to show")
     write(views, out)
+    return sum(bool(view.fault) for view in views)
 
 
 class _Piece(NamedTuple):

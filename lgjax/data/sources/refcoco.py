@@ -74,7 +74,7 @@ def read(folder: Path, split_by: str | None = None) -> dict[str, Source]:
     try:
         file = find_file(folder, [f"refs({split_by or '*'}).p"], __doc__)
     except ValueError as error:
-        raise ValueError(f"{error}, or say which with split_by") from error
+        raise ValueError(f"{error}, or say which with split_by (--split-by)") from error
     coco = read_coco(find_file(folder, ["instances.json"], __doc__))
     splits: dict[str, Sentences] = {}
     refs = read_refs(file)
