@@ -43,6 +43,7 @@ _GREY: Colour = (170, 170, 170)
 _RED: Colour = (255, 80, 80)
 _COLUMNS = 3
 _MAX_SIDE = 1024
+_MASK_ALPHA = 0.15  # faint: sentences may speak of colours
 _STYLE = """
 body{margin:0;padding:1rem;background:#181818;color:#ebebeb;font:16px/1.5 system-ui,sans-serif}
 main{display:grid;gap:1.5rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,26rem),1fr))}
@@ -205,7 +206,8 @@ def _picture(record: Record, lines: Sequence[_Line], groups: Sequence[tuple[int,
         if number not in known:
             draw.rectangle(thing.box, outline=_GREY)
     pieces = [piece for line in lines for piece in line.pieces]
-    return draw_phrases(image, [_group(record, objects, pieces, image.size) for objects in groups])
+    drawn = [_group(record, objects, pieces, image.size) for objects in groups]
+    return draw_phrases(image, drawn, mask_alpha=_MASK_ALPHA)
 
 
 def _group(
