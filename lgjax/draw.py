@@ -91,10 +91,12 @@ def draw_phrases(
     image: PIL.Image.Image,
     phrases: Sequence[Drawable],
     region_mask: Bool[np.ndarray, "h w"] | None = None,
+    mask_alpha: _Number = _MASK_ALPHA,
 ) -> PIL.Image.Image:
-    """Draw masks, boxes and words of all phrases; the index-th in the index-th colour.
+    """Draw masks, their outlines, boxes and words of all phrases; the index-th in the index-th colour.
 
-    Small pictures are enlarged so that the words can be read.
+    mask_alpha: opacity in [0, 1] of the masks; the less, the more of the picture's own colours is left. Small
+    pictures are enlarged so that the words can be read.
     """
     scale = max(1, -(-_MIN_WIDTH // max(image.size)))
     picture = np.asarray(image, np.float32).copy()
@@ -102,7 +104,8 @@ def draw_phrases(
         blend_mask(picture, region_mask, REGION_COLOUR, 0.6)
     for index, phrase in enumerate(phrases):
         for mask in phrase.masks:
-            blend_mask(picture, mask, phrase_colour(index), _MASK_ALPHA)
+            blend_mask(picture, mask, phrase_colour(index), mask_alpha)
+            picture[mask & ~_inner(mask)] = phrase_colour(index)
     image = PIL.Image.fromarray(picture.round().astype(np.uint8))
     image = image.resize((image.width * scale, image.height * scale), PIL.Image.Resampling.NEAREST)
     draw = PIL.ImageDraw.Draw(image)
@@ -121,6 +124,12 @@ def draw_phrases(
     for index, text, box in boxes:
         placed.append(_label(draw, box, text, phrase_colour(index), font, image.size, placed))
     return image
+
+
+def _inner(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """The mask without the pixels that have a neighbour outside of it, or of the picture."""
+    wide = np.pad(mask, 1)
+    return mask & wide[:-2, 1:-1] & wide[2:, 1:-1] & wide[1:-1, :-2] & wide[1:-1, 2:]
 
 
 def write_below(image: PIL.Image.Image, pieces: Sequence[tuple[str, Colour]]) -> PIL.Image.Image:
@@ -236,7 +245,7 @@ def draw_marks(
     image: PIL.Image.Image,
     masks: Bool[np.ndarray, "n h w"],
     *,
-    mask_alpha: _Number = 0.4,
+    mask_alpha: _Number = 0.1,
     mark_alpha: _Number = 0.4,
     size: int = 20,
 ) -> PIL.Image.Image:

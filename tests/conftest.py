@@ -9,7 +9,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "lgjax-test-cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
+import hypothesis
 from jaxtyping import install_import_hook
 
 hook = install_import_hook("lgjax", "beartype.beartype")
 hook.__enter__()
+
+# how long an example takes says more of the machine than of the code
+hypothesis.settings.register_profile("lgjax", deadline=None)
+hypothesis.settings.load_profile("lgjax")

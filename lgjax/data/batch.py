@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float32, Int32, UInt8, UInt32
 from lgjax.config import IGNORE_LABEL, ModelConfig, SegState
 from lgjax.data import masks, prompts
 from lgjax.data.images import Placement, clip_crop, square_canvas
-from lgjax.data.marks import apply_marks
+from lgjax.data.marks import picture_of
 from lgjax.data.rounds import Round, Wording, render, rounds_of
 from lgjax.data.schema import KINDS, Object, Record
 from lgjax.models.splice import BatchPlan, plan_batch, plan_row
@@ -99,7 +99,8 @@ class Grounding(NamedTuple):
     padding; boxes: (cx, cy, w, h) in [0, 1] of the canvas, object_mask False at padding, has_mask False
     where only the box is known; object_phrases: which phrases name an object; masks: bits packed along rows;
     prompts: every object as a click or a box with noise, is_box 1 or 0 (they are what `plan.objects` points
-    at); weight: 1 where there is a phrase to ground, else 0.
+    at); weight: 1 where there is a phrase to ground, else 0: it is that of the grounding model alone, a
+    visual prompt is learnt wherever object_mask says so.
     """
 
     images: UInt8[np.ndarray, "g c c 3"]
@@ -164,7 +165,7 @@ class SampleMaker:
         rounds = rounds_of(record, rng, config.wording)
         if not self.grounded and any(one.regions for one in rounds):
             raise ValueError("a sample with visual prompts needs a grounded row")
-        image = None if record.image is None else apply_marks(record)
+        image = None if record.image is None else picture_of(record)
         text = encode(rounds, self.tokenizer, config, record.image is not None)
         cuts = dict.fromkeys(CUTS, 0) | {"rounds": len(rounds) - len(text.rounds), "tokens": text.cut}
         slots, grounding = np.zeros(len(text.regions), np.int32), None
@@ -258,8 +259,6 @@ def _region_positions(prompt: str, ids: Sequence[int], tokenizer: Tokenizer) -> 
     """
     found = [i for i, token in enumerate(ids) if token == tokenizer.percent_id]
     pieces = prompt.split(VISUAL_PROMPT_TAG)
-    if len(pieces) - 1 == len(found):
-        return found
     before, positions = "", []
     for piece in pieces[:-1]:
         before += piece + VISUAL_PROMPT_MARK
@@ -361,8 +360,10 @@ def _place(
     corners = np.asarray([thing.box for thing in things], np.float64) * scale
     corners = corners.clip(0, np.tile(placement.scaled, 2))
     cell = config.canvas / config.mask_side
-    for i in np.flatnonzero(has_mask) if tight else ():
-        corners[i] = masks.box_of(bitmaps[i]) * cell
+    for i, thing in enumerate(things):
+        if tight and thing.mask is not None:
+            whole = masks.on_canvas(thing.mask, placement)
+            corners[i] = masks.box_of(whole) if whole.any() else corners[i]
     canvas = (config.canvas, config.canvas)
     boxes = prompts.normalise_boxes(corners, canvas)
     num_clicks = prompts.draw_num_clicks(count, rng)

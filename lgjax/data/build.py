@@ -27,13 +27,12 @@ from rich.text import Text
 from lgjax import __version__
 from lgjax.data.datasets import GroundedDataset, split_info
 from lgjax.data.read import MANIFEST, Manifest, checksum_of, read_manifest
-from lgjax.data.schema import Records
+from lgjax.data.schema import Records, reason_of
 from lgjax.data.shards import (
     SHARD_RECORDS,
     Report,
     check_skips,
     features,
-    reason_of,
     shard_name,
     shards_of,
     tfds,
@@ -83,11 +82,13 @@ def build(
     begun = _identity(dataset, splits, limit, shard_records)
     if target.exists():
         return _already_built(target, begun)
+    records = _records(dataset, splits)  # what is wrong with the source leaves no folder behind
     (work / NOTES).mkdir(parents=True, exist_ok=True)
     with _alone(work):
+        if target.exists():  # another build has ended since
+            return _already_built(target, begun)
         _same_source(work, begun)
         if not (work / MANIFEST).exists():
-            records = _records(dataset, splits)
             sizes = {split: min(len(r), limit or len(r)) for split, r in records.items()}
             shards = _plan(dataset.name, sizes, shard_records)
             reports = _write(work, records, shards, sizes, workers, max_skips, console)
@@ -110,14 +111,12 @@ def _identity(
     dataset: GroundedDataset, splits: Sequence[str], limit: int | None, shard_records: int
 ) -> dict[str, Any]:
     """What decides the result: if any of it changes, shards of before must not be mixed with new ones."""
-    files, num_pictures = ({}, 0) if dataset.source is None else _files(dataset.source)
     return {
         "dataset": dataset.name,
         "version": str(dataset.version),
         "lgjax": __version__,
         "folder": None if dataset.source is None else str(dataset.source.absolute()),
-        "files": files,
-        "pictures": num_pictures,
+        "files": {} if dataset.source is None else _files(dataset.source),
         "options": dataset.options,
         "splits": sorted(splits),
         "limit": limit,
@@ -125,10 +124,10 @@ def _identity(
     }
 
 
-def _files(source: Path) -> tuple[dict[str, list[int]], int]:
-    """Size and time of every file below a folder that is no picture, and how many pictures there are."""
+def _files(source: Path) -> dict[str, list[int]]:
+    """Size and time of every file below a folder that is no picture: those may be mended."""
     pictures = tuple(PIL.Image.registered_extensions())
-    files, num_pictures, seen = {}, 0, set()
+    files, seen = {}, set()
     for folder, folders, names in os.walk(source, followlinks=True):
         is_built = NOTES in folders or "dataset_info.json" in names  # perhaps this very target
         if is_built or (real := os.path.realpath(folder)) in seen:
@@ -137,12 +136,10 @@ def _files(source: Path) -> tuple[dict[str, list[int]], int]:
         seen.add(real)
         for name in sorted(names):
             path = Path(folder, name)
-            if name.lower().endswith(pictures):
-                num_pictures += 1
-            elif path.is_file():
+            if not name.lower().endswith(pictures) and path.is_file():
                 stat = path.stat()
                 files[str(path.relative_to(source))] = [stat.st_size, stat.st_mtime_ns]
-    return files, num_pictures
+    return files
 
 
 def _difference(begun: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -186,6 +183,7 @@ def _alone(work: Path) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
+    (work / NOTES).mkdir(parents=True, exist_ok=True)
     with (work / NOTES / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -251,12 +249,12 @@ def _report_file(work: Path, shard: Shard) -> Path:
 
 
 def _finished(work: Path, shard: Shard) -> Report | None:
-    """The report of a shard that an earlier run completed."""
+    """The report of a shard that an earlier run completed; skipped records are tried again."""
     try:
         report = Report(**json.loads(_report_file(work, shard).read_bytes()))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError, TypeError):  # not there, or cut by a machine that went off
         return None
-    return report if (work / shard.name).is_file() else None
+    return report if (work / shard.name).is_file() and not report.skipped else None
 
 
 def _write_one(work: Path, records: Mapping[str, Records], shard: Shard) -> Report:
@@ -336,7 +334,9 @@ def _summary(reports: Sequence[Report]) -> dict[str, Any]:
     """Add up the reports of a split; reasons come with the first three records they were met in."""
     skipped: dict[str, list[str]] = {}
     counts, dropped = collections.Counter(), collections.Counter()
+    dropped_in: dict[str, str] = {}
     for report in reports:
+        dropped_in = {**report.dropped_in, **dropped_in}
         counts.update(report.counts)
         dropped.update(report.dropped)
         for message in report.skipped:
@@ -351,5 +351,8 @@ def _summary(reports: Sequence[Report]) -> dict[str, Any]:
         "skip_reasons": {
             reason: {"count": len(messages), "examples": messages[:3]} for reason, messages in reasons
         },
-        "drop_reasons": dict(sorted(dropped.items(), key=lambda item: (-item[1], item[0]))),
+        "drop_reasons": {
+            reason: {"count": count, "first": dropped_in[reason]}
+            for reason, count in sorted(dropped.items(), key=lambda item: (-item[1], item[0]))
+        },
     }

@@ -131,8 +131,8 @@ def show(
         records = Dataset(dataset, split)
     else:
         raise ValueError(f"'{dataset}' is no folder and none of {', '.join(get_args(Name))}")
-    write(MarkedSource(records) if marked else records, out, count, seed)
-    print(f"wrote {out}")
+    faults = write(MarkedSource(records) if marked else records, out, count, seed)
+    print(f"wrote {out}" + (f"; {faults} of its records cannot be used, it says why" if faults else ""))
 
 
 @app.command
@@ -203,5 +203,6 @@ def _show(manifest: dict[str, Any]) -> None:
         for reason, found in list(counts["skip_reasons"].items())[:5]:
             line = f"{split}: {found['count']} records skipped: {reason}; first: {found['examples'][0]}"
             console.print(Text(line), soft_wrap=True)
-        for reason, count in list(counts["drop_reasons"].items())[:5]:
-            console.print(Text(f"{split}: {count} objects dropped: {reason}"), soft_wrap=True)
+        for reason, found in list(counts["drop_reasons"].items())[:5]:
+            line = f"{split}: {found['count']} objects dropped: {reason}; first in record {found['first']}"
+            console.print(Text(line), soft_wrap=True)

@@ -203,10 +203,12 @@ class LgScenes(GroundedDataset):
         return {
             split: Scenes(config=config, split=split, seed=seed, count=number)
             for split, number in counts.items()
-            if number
+            if number or split == "train"
         }
 
     def records(self) -> Splits:
+        if self.source is not None:
+            raise ValueError(f"{self.name} is composed and read from no folder; leave out --from")
         return self.read(None, **self.options)
 
 

@@ -26,6 +26,7 @@ _MIN_SATURATION = 70
 class ThingClass(NamedTuple):
     """A class of things; no two classes of one `group` are in one scene, for a child may mix them up.
 
+    shows: groups of things that are part of its drawings, of which nobody may be told that there is none;
     colours: for each style the word for its colour, or None where no one word fits; painted: for each style
     whether it can be painted in another colour.
     """
@@ -34,6 +35,7 @@ class ThingClass(NamedTuple):
     name: str
     plural: str
     group: str
+    shows: tuple[str, ...]
     colours: dict[str, str | None]
     painted: dict[str, bool]
 
@@ -52,6 +54,7 @@ def classes() -> tuple[ThingClass, ...]:
                 name=row["name"],
                 plural=row["plural"],
                 group=row["group"],
+                shows=tuple(row["shows"].split()),
                 colours={
                     s: None if word == "-" else word.removeprefix(_PAINTED) for s, word in words.items()
                 },

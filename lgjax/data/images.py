@@ -27,6 +27,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 CANVAS_GREY = 128
 CLICK_SIDE = 0.006
+MAX_RATIO = 100
 
 
 def load_image(source: ImageSource) -> PIL.Image.Image:
@@ -108,12 +109,26 @@ def _to_rgb(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
     return image.convert("RGB")
 
 
+def check_shape(size: ImageSize) -> None:
+    """Refuse a picture of which a square crop shows next to nothing; scaling it would take gigabytes.
+
+    Raises:
+        ValueError: one side is more than a hundred times the other.
+    """
+    if max(size) > MAX_RATIO * min(size):
+        raise ValueError(f"picture is {size[0]} x {size[1]}: one side is over {MAX_RATIO} times the other")
+
+
 def clip_crop(image: PIL.Image.Image, size: int = 224) -> UInt8[np.ndarray, "size size 3"]:
     """Return what CLIP sees of a picture: short side to `size` (bicubic), centre crop.
 
     The ends of a picture that is not square are cut off. Source: spec/language_model.md 2.1.
+
+    Raises:
+        ValueError: see `check_shape`.
     """
     width, height = image.size
+    check_shape(image.size)
     short, long = min(width, height), max(width, height)
     scaled = int(size * long / short)
     image = image.resize((size, scaled) if width <= height else (scaled, size), PIL.Image.Resampling.BICUBIC)

@@ -19,7 +19,8 @@ from lgjax.data.masks import clean, decode
 from lgjax.data.questions import GROUNDING_SUFFIXES
 from lgjax.data.schema import Object, Record, RecordError, Records, Turn
 from lgjax.draw import draw_marks
-from lgjax.text.conversation import GROUNDING_SUFFIX, VISUAL_PROMPT_TAG
+from lgjax.text.conversation import FLICKR_QUESTION, GROUNDING_SUFFIX, VISUAL_PROMPT_TAG
+from lgjax.text.tokenizer import IMAGE_PLACEHOLDER
 
 
 def marked(record: Record, *, limit: int = 30) -> Record:
@@ -37,7 +38,7 @@ def marked(record: Record, *, limit: int = 30) -> Record:
     if record.size is None or record.kind not in ("chat", "caption"):
         raise RecordError(f"record {record.id}: marks need a chat or a caption with a picture")
     # first of all: what is dropped later would shift the numbers
-    record = clean(record)
+    record = clean(_as_chat(record))
     phrases = [(phrase.turn, number) for phrase in record.phrases for number in phrase.objects]
     regions = [(region.turn, region.object) for region in record.regions]
     named = [number for _, number in sorted(phrases + regions, key=lambda pair: pair[0])]
@@ -54,6 +55,19 @@ def marked(record: Record, *, limit: int = 30) -> Record:
         phrases=(),
         regions=(),
         marks=marks,
+    )
+
+
+def _as_chat(record: Record) -> Record:
+    """A caption as the answer to the question that training asks for it."""
+    if record.kind != "caption":
+        return record
+    question = FLICKR_QUESTION.replace(IMAGE_PLACEHOLDER, "").strip()
+    return dataclasses.replace(
+        record,
+        kind="chat",
+        turns=(Turn("human", question), *record.turns),
+        phrases=tuple(dataclasses.replace(phrase, turn=phrase.turn + 1) for phrase in record.phrases),
     )
 
 
@@ -87,8 +101,8 @@ def _without_request(question: str) -> str:
     return question
 
 
-def apply_marks(
-    record: Record, *, mask_alpha: Number = 0.2, mark_alpha: Number = 0.4, size: int | None = None
+def picture_of(
+    record: Record, *, mask_alpha: Number = 0.1, mark_alpha: Number = 0.4, size: int | None = None
 ) -> PIL.Image.Image:
     """Load the picture of a record and draw its marks into it, if it has any.
 

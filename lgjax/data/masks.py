@@ -15,7 +15,12 @@ import pycocotools.mask
 from jaxtyping import Bool, Float64, UInt8
 
 from lgjax.data.images import ImageSize, Number, Placement
-from lgjax.data.schema import Box, Expression, Object, Record, Segmentation
+from lgjax.data.schema import Box, Object, Record, Segmentation
+
+OTHER_SIZE = "mask of another size than the picture"
+EMPTY_POLYGON = "empty polygon"
+NO_SEGMENTATION = "mask that is no COCO segmentation"
+_FAR = 4  # sides of the picture; what lies farther away is no coordinate of it
 
 
 def encode(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
@@ -28,26 +33,69 @@ def decode(mask: Segmentation, size: ImageSize) -> Bool[np.ndarray, "height widt
     """Turn a segmentation into a bitmap of a picture of `size` (width, height).
 
     Raises:
-        ValueError: a run-length code of another size, or polygons without three points.
+        ValueError: `OTHER_SIZE`, `EMPTY_POLYGON` or `NO_SEGMENTATION`.
     """
     return pycocotools.mask.decode(_code(mask, size)).astype(bool)
 
 
 def _code(mask: Segmentation, size: ImageSize) -> Any:
+    """The run-length code of a segmentation; pycocotools itself crashes or reads stray memory at bad ones."""
     width, height = size
     if isinstance(mask, dict):
-        if list(mask["size"]) != [height, width]:
-            raise ValueError(f"mask size {mask['size']} differs from the picture's [{height}, {width}]")
-        # counts are a list of runs or their compressed text
-        is_text = isinstance(mask["counts"], str | bytes)
-        return mask if is_text else _from_objects(mask, height, width)
-    if not (polygons := [p for p in mask if len(p) >= 6 and len(p) % 2 == 0]):
-        raise ValueError("no polygon has three points")
+        return _checked_runs(mask, width, height)
+    polygons = []
+    for polygon in mask:
+        try:
+            numbers = np.asarray(polygon, np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(NO_SEGMENTATION) from error
+        if numbers.ndim != 1 or not (np.abs(numbers) <= _FAR * max(size)).all():  # NaN is refused, too
+            raise ValueError(NO_SEGMENTATION)
+        if len(numbers) >= 6 and len(numbers) % 2 == 0:
+            polygons.append(numbers.tolist())
+    if not polygons:
+        raise ValueError(EMPTY_POLYGON)
     return pycocotools.mask.merge(_from_objects(polygons, height, width))
 
 
 def _from_objects(things: Any, height: int, width: int) -> Any:
     return pycocotools.mask.frPyObjects(things, height, width)
+
+
+def _checked_runs(mask: dict[str, Any], width: int, height: int) -> Any:
+    """The code as pycocotools takes it, whose runs fill the picture."""
+    try:
+        size, counts = [int(side) for side in mask["size"]], mask["counts"]
+        text = counts.encode() if isinstance(counts, str) else counts
+        runs = _runs(text) if isinstance(text, bytes) else [int(run) for run in text]
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(NO_SEGMENTATION) from error
+    if size != [height, width]:
+        raise ValueError(OTHER_SIZE)
+    if min(runs, default=0) < 0 or sum(runs) != height * width:
+        raise ValueError(NO_SEGMENTATION)
+    return mask if text is not counts or isinstance(counts, bytes) else _from_objects(mask, height, width)
+
+
+def _runs(text: bytes) -> list[int]:
+    """Lengths of runs from COCO's text: five bits a character, lowest first; from the fourth run on they are
+    differences to the run before the last."""
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = character - 48
+        if not 0 <= bits < 64:
+            raise ValueError("a character that is no digit of a run-length code")
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            if bits & 16:
+                value -= 1 << shift
+            runs.append(value + runs[-2] if len(runs) > 2 else value)
+            value = shift = 0
+    if shift:
+        raise ValueError("the run-length code ends within a number")
+    return runs
 
 
 def on_canvas(
@@ -64,8 +112,8 @@ def on_canvas(
     side = side or placement.canvas
     sizes = np.asarray(placement.scaled) * side / placement.canvas
     if not isinstance(mask, dict):
-        scale = np.tile(sizes / placement.size, 2)
-        scaled = [(np.reshape(p, (-1, 2)) * scale[:2]).ravel().tolist() for p in mask if len(p) % 2 == 0]
+        scale = sizes / placement.size
+        scaled = [(np.reshape(p, (-1, 2)) * scale).ravel().tolist() for p in mask if len(p) % 2 == 0]
         return decode(scaled, (side, side))
     out = np.zeros((side, side), bool)
     columns, rows = (max(1, round(cells)) for cells in sizes)
@@ -99,12 +147,10 @@ def fault_of(thing: Object, size: ImageSize) -> str | None:
         return None
     try:
         code = _code(thing.mask, size)
-    except ValueError:
-        return "mask of another size than the picture" if isinstance(thing.mask, dict) else "empty polygon"
-    except (KeyError, TypeError, RuntimeError):
-        return "mask that is no COCO segmentation"
+    except ValueError as error:
+        return str(error)
     if not int(pycocotools.mask.area(code)):
-        return "empty mask" if isinstance(thing.mask, dict) else "empty polygon"
+        return "empty mask" if isinstance(thing.mask, dict) else EMPTY_POLYGON
     return None
 
 
@@ -112,7 +158,7 @@ def clean(record: Record) -> Record:
     """Drop the objects that cannot be used from a record and from all that names them, with their reasons.
 
     Phrases lose them (and may be left without any), expressions without an object left are dropped, and so
-    are rounds of a chat with a region that is gone.
+    are questions and rounds with a region that is gone.
     """
     if record.size is None:
         return record
@@ -141,14 +187,14 @@ def clean(record: Record) -> Record:
         regions=tuple(
             r._replace(turn=moved[r.turn], object=place[r.object]) for r in record.regions if r.turn in moved
         ),
-        expressions=tuple(_with_objects(e, numbers) for e, numbers in expressions if numbers),
+        expressions=tuple(
+            dataclasses.replace(e, objects=numbers)
+            for e, numbers in expressions
+            if numbers and (e.question is None or len(numbers) == len(e.objects))
+        ),
         marks=still(record.marks),
         dropped=record.dropped + tuple(fault for fault in faults if fault),
     )
-
-
-def _with_objects(expression: Expression, numbers: tuple[int, ...]) -> Expression:
-    return dataclasses.replace(expression, objects=numbers)
 
 
 def box_from_xywh(box: Sequence[Number]) -> Box:

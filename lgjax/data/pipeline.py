@@ -14,11 +14,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 
 from lgjax.data.batch import CUTS, Batch, BatchConfig, Language, SampleMaker, concatenate
 from lgjax.data.images import Number
-from lgjax.data.schema import Records
+from lgjax.data.schema import Records, reason_of
 from lgjax.text.tokenizer import Tokenizer
 
 MAX_FAULTS = 0.05  # share of rows that may be fillers
@@ -75,14 +76,20 @@ class Mixture:
 class _Sampler:
     """The sample of a position in a stream; a record that cannot be used gives a filler."""
 
+    name: str
     records: Records
     maker: SampleMaker
 
     def __call__(self, index: int, rng: np.random.Generator) -> Batch:
+        record = None
         try:
-            return self.maker(self.records[index], rng)
-        except (ValueError, OSError) as error:
-            return self.maker.filler(f"record {index}: {error}")
+            record = self.records[index]
+            return self.maker(record, rng)
+        # whatever a record holds, it must not end the run
+        except Exception as error:
+            where = f" (id {record.id})" if record is not None else ""
+            what = str(error) if isinstance(error, ValueError | OSError) else repr(error)
+            return self.maker.filler(f"{self.name}: record {index}{where}: {what}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,15 +118,18 @@ class _Steps:
         return concatenate(rows)
 
 
-def _lane(streams: Sequence[Stream], maker: SampleMaker, seed: int) -> grain.MapDataset | None:
+def _lane(name: str, streams: Sequence[Stream], maker: SampleMaker, seed: int) -> grain.MapDataset | None:
     """One endless dataset of samples; its index alone decides on the sample and its random numbers."""
     if not streams:
         return None
     parts = []
     for number, stream in enumerate(streams):
-        indices = grain.MapDataset.range(len(stream.records)).seed(seed + number)
+        # no two streams may share random numbers, whatever their seeds are
+        state = np.random.SeedSequence([seed, int(maker.grounded), number]).generate_state(1)
+        indices = grain.MapDataset.range(len(stream.records)).seed(int(state[0]))
+        sampler = _Sampler(f"{name} stream {number}", stream.records, maker)
         # random numbers go by position, so they must be drawn before hosts take their share
-        parts.append(indices.shuffle().repeat().random_map(_Sampler(stream.records, maker)))
+        parts.append(indices.shuffle().repeat().random_map(sampler))
     return grain.MapDataset.mix(parts, [stream.weight for stream in streams])
 
 
@@ -145,11 +155,11 @@ def batches(
     """
     if not 0 <= host < hosts or mixture.groups % hosts:
         raise ValueError(f"{mixture.groups} groups cannot be shared by {hosts} hosts (this is host {host})")
-    if start < 0 or workers < 0:
-        raise ValueError(f"start {start} and workers {workers} must not be negative")
+    if min(seed, start, workers) < 0:
+        raise ValueError(f"seed {seed}, start {start} and workers {workers} must not be negative")
     lanes = (
-        _lane(mixture.grounded, SampleMaker(config, tokenizer, grounded=True), 2 * seed),
-        _lane(mixture.text, SampleMaker(config, tokenizer, grounded=False), 2 * seed + 1),
+        _lane("grounded", mixture.grounded, SampleMaker(config, tokenizer, grounded=True), seed),
+        _lane("text", mixture.text, SampleMaker(config, tokenizer, grounded=False), seed),
     )
     steps = grain.MapDataset.source(_Steps(mixture, *lanes, host, hosts))
     read = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
@@ -168,7 +178,6 @@ def to_device(data: grain.IterDataset[Batch], sharding: Any, buffer: int = 2) ->
 
     `sharding` splits the first axis of every array over the devices; on several hosts each gives its part.
     """
-    import jax
 
     def put(batch: Batch) -> Batch:
         def one(array: np.ndarray) -> jax.Array:
@@ -183,7 +192,8 @@ def to_device(data: grain.IterDataset[Batch], sharding: Any, buffer: int = 2) ->
 class Counted(Iterator[Batch]):
     """Batches one after the other, with a count of what was cut from samples and of fillers.
 
-    `rows`, `cuts` (of each of `CUTS`) and `faults` (text -> times) hold what came by so far.
+    `rows`, `cuts` (of each of `CUTS`), `faults` (reason -> times) and `examples` (reason -> the first such
+    record) hold what came by so far. Each host counts its own rows.
 
     Raises:
         RuntimeError: more than a share of `max_faults` of the rows are fillers, and more than a few.
@@ -195,20 +205,23 @@ class Counted(Iterator[Batch]):
         self.rows = 0
         self.cuts: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
 
     def __next__(self) -> Batch:
         batch = next(self._iterator)
         notes = batch.notes
         self.rows += len(notes.fault)
         self.cuts.update(dict(zip(CUTS, notes.cuts.sum(0).tolist(), strict=True)))
-        texts = (bytes(row).rstrip(b"\0").decode(errors="replace") for row in notes.fault)
-        self.faults.update(text for text in texts if text)
+        for row in notes.fault:
+            if text := bytes(row).rstrip(b"\0").decode(errors="replace"):
+                self.faults[reason_of(text)] += 1
+                self.examples.setdefault(reason_of(text), text)
         wrong = self.faults.total()
         if wrong > ALWAYS_ALLOWED and wrong > self._max_faults * self.rows:
-            text, times = self.faults.most_common(1)[0]
+            reason, times = self.faults.most_common(1)[0]
             raise RuntimeError(
                 f"{wrong} of {self.rows} samples could not be made, more than {self._max_faults:.0%}; "
-                f"most often ({times} times): {text}"
+                f"most often ({times} times): {reason}; first: {self.examples[reason]}"
             )
         return batch
 
@@ -217,8 +230,17 @@ class Counted(Iterator[Batch]):
         return self._iterator.get_state()
 
     def set_state(self, state: Any) -> None:
-        """Go on where `get_state` was called, with the same data, hosts and workers."""
-        self._iterator.set_state(state)
+        """Go on where `get_state` was called, with the same data, hosts and workers.
+
+        Raises:
+            ValueError: the state is of another number of workers.
+        """
+        try:
+            self._iterator.set_state(state)
+        except (KeyError, TypeError, IndexError) as error:
+            raise ValueError(
+                "the state was taken with another number of workers; go on with `start` instead"
+            ) from error
 
     def close(self) -> None:
         """Stop worker processes and threads."""
@@ -230,8 +252,6 @@ def grounded_language(language: Language, mixture: Mixture) -> Language:
 
     Groups stay where they are, so nothing moves between devices.
     """
-    import jax
-
     size = mixture.grounded_rows + mixture.text_rows
 
     def cut(array: Any) -> Any:

@@ -124,11 +124,10 @@ def _region(record: Record, rng: np.random.Generator, wording: Wording) -> tuple
     count = int(rng.integers(1, max(1, min(REGION_ROUNDS, len(record.expressions))), endpoint=True))
     for expression in _some(record.expressions, count, rng):
         question = expression.question
-        if question is None or wording == "varied":
+        if question is None or (wording == "varied" and len(expression.objects) == 1):
             question = _draw(questions.REGION, rng)
-        rounds.append(
-            Round(space_regions(question), _draw(expression.texts, rng), regions=expression.objects[:1])
-        )
+        answer = _draw(expression.texts, rng)
+        rounds.append(Round(space_regions(question), answer, regions=expression.objects))
     return tuple(rounds)
 
 

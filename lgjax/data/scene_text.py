@@ -65,11 +65,12 @@ class View:
         self.single = [numbers[0] for numbers in self.groups.values() if len(numbers) == 1]
 
     def kind(self, name: str) -> ThingClass:
+        """The class with this name, of which something is in the picture."""
         return self.things[self.groups[name][0]].kind
 
     def absent(self) -> list[ThingClass]:
-        """Classes that are not in the picture, nor anything that may be mixed up with them."""
-        groups = {thing.kind.group for thing in self.things}
+        """Classes that are not in the picture, nor anything that may be mixed up with them or shows them."""
+        groups = {group for thing in self.things for group in (thing.kind.group, *thing.kind.shows)}
         return [kind for kind in classes() if kind.group not in groups]
 
     def side(self, a: int, b: int) -> str | None:
@@ -78,9 +79,19 @@ class View:
         dx, dy = ax - bx, ay - by
         if max(abs(dx), abs(dy)) < CLEAR or 0.8 < abs(dx) / max(abs(dy), 1e-9) < 1.25:
             return None
+        gap, shared = self._apart(a, b)
+        if shared > 1 / 3:  # rather before or behind
+            return None
         if abs(dx) > abs(dy):
             return "left" if dx < 0 else "right"
-        return "above" if dy < 0 else "below"
+        return ("above" if dy < 0 else "below") if gap < _FAINT else None
+
+    def _apart(self, a: int, b: int) -> tuple[float, float]:
+        """The gap between two boxes across the picture, and the share of the smaller one that they share."""
+        one, other = (self.things[i].box for i in (a, b))
+        across, down = (min(one[k + 2], other[k + 2]) - max(one[k], other[k]) for k in (0, 1))
+        smaller = min((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
+        return -across / self.things[a].mask.shape[1], max(across, 0) * max(down, 0) / smaller
 
     def only_one(self, side: str, of: int) -> int | None:
         """The thing that is clearly on a side of another, if no other thing could be meant."""
@@ -93,8 +104,8 @@ class View:
     def place(self, index: int) -> str | None:
         """Words for where a thing is in the picture, None where they would be arguable."""
         x, y = self.things[index].centre
-        across = "left" if x < 0.34 else "right" if x > 0.66 else "middle" if 0.41 < x < 0.59 else None
-        down = "top" if y < 0.34 else "bottom" if y > 0.66 else "middle" if 0.41 < y < 0.59 else None
+        across = "left" if x < 0.3 else "right" if x > 0.7 else "middle" if 0.42 < x < 0.58 else None
+        down = "top" if y < 0.3 else "bottom" if y > 0.7 else "middle" if 0.42 < y < 0.58 else None
         if across is None or down is None:
             return None
         if (across, down) == ("middle", "middle"):
@@ -325,7 +336,7 @@ def marked_questions(view: View, rng: np.random.Generator) -> list[Said]:
     for index in rng.permutation(len(view.things))[:count].tolist():
         name, mark = view.things[index].kind.name, f"<{index + 1}>"
         if index in view.single and rng.random() < 0.4:
-            asked.append(Said(f"Which mark is on the {name}?", (f"The {name} is {mark} .",)))
+            asked.append(Said(f"Which mark is on the {name}?", (f"The {name} is {mark}.",)))
         else:
             asked.append(Said(_draw(_NAME_IT, rng).format(it=mark), (f"It is {article(name)}.",)))
     return asked

@@ -27,6 +27,8 @@ _MIN_VISIBLE = 0.7
 _MIN_PIXELS = 0.003  # of the picture
 _MIN_CONTRAST = 28
 _ATTEMPTS = 24
+_MOST_TRIES = 1000
+MIN_SIZE = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,9 @@ class SceneConfig:
     size: side of the square picture in pixels; max_things: 1 to that many; styles: of the drawings, also
     folders of PNGs named like the classes; backgrounds: kinds to draw from; photos: folder of pictures for
     "photo", None for those of the package.
+
+    Raises:
+        ValueError: a number that is too small, or no styles or backgrounds.
     """
 
     size: int = 128
@@ -43,6 +48,13 @@ class SceneConfig:
     styles: tuple[str, ...] = drawings.STYLES
     backgrounds: tuple[Background, ...] = ("plain", "gradient", "texture", "photo")
     photos: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.size < MIN_SIZE or self.max_things < 1 or not self.styles or not self.backgrounds:
+            raise ValueError(
+                f"scenes of {self.size} pixels (at least {MIN_SIZE}), 1 to {self.max_things} things, "
+                f"{len(self.styles)} styles and {len(self.backgrounds)} backgrounds cannot be composed"
+            )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,11 +104,18 @@ def compose(rng: np.random.Generator, config: SceneConfig, split: Split = "train
 
     Scenes of "train" hold no pair of classes and no style that is held out; each of "combinations" holds
     such a pair, each of "styles" such a style.
+
+    Raises:
+        ValueError: "styles" without both styles of the package.
+        RuntimeError: nothing stands out from the backgrounds.
     """
-    while True:
+    if split == "styles" and not set(drawings.STYLES) <= set(config.styles):
+        raise ValueError(f"the split 'styles' needs the styles {', '.join(drawings.STYLES)}")
+    for _ in range(_MOST_TRIES):
         scene = _try(rng, config, split)
         if scene is not None:
             return scene
+    raise RuntimeError(f"no scene of split '{split}' in {_MOST_TRIES} tries; try other backgrounds or styles")
 
 
 class _Plan(NamedTuple):
@@ -119,7 +138,7 @@ def _try(rng: np.random.Generator, config: SceneConfig, split: Split) -> Scene |
         if area := _place(picture, owner, art, areas, crowded, rng):
             areas.append(area)
             placed.append(plan)
-    if not placed or not _holds(placed, split, config.styles):
+    if not placed or not _holds(placed, split):
         return None
     masks = [owner == i for i in range(len(placed))]
     things = tuple(
@@ -134,7 +153,7 @@ def _box(mask: Bool[np.ndarray, "h w"]) -> tuple[float, float, float, float]:
     return x0, y0, x1, y1
 
 
-def _holds(plans: Sequence[_Plan], split: Split, styles: Sequence[str]) -> bool:
+def _holds(plans: Sequence[_Plan], split: Split) -> bool:
     kinds = list({plan.kind.slug: plan.kind for plan in plans}.values())
     pairs = any(held_out_pair(a, b) for i, a in enumerate(kinds) for b in kinds[:i])
     odd = any(plan.style == held_out_style(plan.kind) for plan in plans)

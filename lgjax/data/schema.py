@@ -11,14 +11,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, overload
 
 from lgjax.data.images import ImageSize, ImageSource, Number
-from lgjax.text.conversation import SPEAKERS, VISUAL_PROMPT_TAG
+from lgjax.text.conversation import SPEAKERS, V1, VISUAL_PROMPT_TAG
 from lgjax.text.tokenizer import GROUNDING_TOKENS, IMAGE_PLACEHOLDER
 
+# in a text these would be tokens, or end a message (spec/language_model.md 8)
+_NO_TEXT = (IMAGE_PLACEHOLDER, *GROUNDING_TOKENS, V1.separators[1], "<unk>", f" {V1.answer_start}")
 Speaker = Literal["human", "gpt"]
 Kind = Literal["chat", "caption", "referring", "region"]
 KINDS: tuple[Kind, ...] = ("chat", "caption", "referring", "region")
@@ -140,13 +143,20 @@ class Source(Sequence[Any], Generic[Raw]):  # of Record; said here, run-time typ
             raise
         except KeyError as error:
             raise RecordError(f"{self.file}: record {index}{_name(item)} lacks {error}") from error
-        except (ValueError, TypeError, IndexError, AttributeError, OSError) as error:
+        except (ValueError, TypeError, IndexError, AttributeError, ArithmeticError, OSError) as error:
             raise RecordError(f"{self.file}: record {index}{_name(item)}: {error}") from error
         return record
 
 
 def _name(item: Any) -> str:
     return f" (id {item['id']})" if isinstance(item, Mapping) and "id" in item else ""
+
+
+def reason_of(message: str) -> str:
+    """Take file, record and numbers out of a message, so that equal faults read the same."""
+    what = re.sub(r"^.*?: (?:record|line) \d+(?: \(id .*?\))?:? ", "", message)
+    what = re.sub(r"'[^']*[./\d][^']*'", "'…'", what)
+    return re.sub(r"-?\d+(?:\.\d+)?", "N", what)
 
 
 def read_json(path: Path) -> Any:
@@ -192,18 +202,37 @@ def check(record: Record) -> None:
         if not record.expressions:
             raise ValueError(f"a '{record.kind}' record needs expressions")
         for expression in record.expressions:
-            if not expression.objects or not expression.texts or not all(t.strip() for t in expression.texts):
-                raise ValueError("an expression needs objects, and texts that are not blank")
-            if expression.question is not None and VISUAL_PROMPT_TAG not in expression.question:
-                raise ValueError(f"question '{expression.question}' has no {VISUAL_PROMPT_TAG}")
+            _check_expression(expression, record.kind)
+
+
+def _check_text(text: str, what: str, forbidden: Sequence[str]) -> None:
+    """Refuse a text that is blank, or holds what would be read as something else than a word."""
+    if not text.strip():
+        raise ValueError(f"the text of {what} is blank")
+    if found := [piece for piece in forbidden if piece in text]:
+        raise ValueError(f"the text of {what} holds {', '.join(map(repr, found))}")
+
+
+def _check_expression(expression: Expression, kind: Kind) -> None:
+    if not expression.objects or not expression.texts:
+        raise ValueError("an expression needs objects and texts")
+    for text in expression.texts:
+        _check_text(text, "an expression", (*_NO_TEXT, VISUAL_PROMPT_TAG))
+    if kind == "region":
+        question = expression.question
+        tags = 1 if question is None else question.count(VISUAL_PROMPT_TAG)
+        if tags != len(expression.objects):
+            asked = "a drawn question" if question is None else f"question '{question}'"
+            raise ValueError(f"{asked} has {tags} {VISUAL_PROMPT_TAG} for {len(expression.objects)} objects")
+        if question is not None:
+            _check_text(question, "a question", _NO_TEXT)
 
 
 def _check_turns(record: Record) -> None:
     for index, turn in enumerate(record.turns):
         if turn.speaker not in SPEAKERS:
             raise ValueError(f"turn {index} is from '{turn.speaker}'; expected 'human' or 'gpt'")
-        if tags := [tag for tag in (IMAGE_PLACEHOLDER, *GROUNDING_TOKENS) if tag in turn.text]:
-            raise ValueError(f"the text of turn {index} holds {', '.join(tags)}")
+        _check_text(turn.text, f"turn {index}", _NO_TEXT)
     if record.kind == "chat":
         speakers = [turn.speaker for turn in record.turns]
         if not speakers or speakers != ["human", "gpt"] * (len(speakers) // 2):

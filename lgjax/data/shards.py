@@ -16,16 +16,15 @@ import io
 import itertools
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
 
-from lgjax.data.images import CANVAS_GREY, ImageSource, load_image
+from lgjax.data.images import CANVAS_GREY, ImageSource, check_shape, load_image
 from lgjax.data.masks import clean
-from lgjax.data.schema import Record, RecordError, Records, Source, check, from_json, to_json
+from lgjax.data.schema import Record, RecordError, Records, Source, check, from_json, reason_of, to_json
 
 try:
     import importlib_resources  # noqa: F401 (TFDS imports it when it writes, but does not install it)
@@ -55,13 +54,15 @@ def features() -> tfds.features.FeaturesDict:
 class Report:
     """What became of some records: how many are kept, of what, and why others are not.
 
-    skipped: one message each, naming file and record; dropped: reasons why objects were left out.
+    skipped: one message each, naming file and record; dropped: reasons why objects were left out, and
+    dropped_in: the id of the first record of each.
     """
 
     records: int = 0
     skipped: list[str] = dataclasses.field(default_factory=list)
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
     dropped: dict[str, int] = dataclasses.field(default_factory=dict)
+    dropped_in: dict[str, str] = dataclasses.field(default_factory=dict)
     num_bytes: int = 0
     sha256: str = ""
 
@@ -72,13 +73,7 @@ class Report:
             self.counts[name] = self.counts.get(name, 0) + len(getattr(record, name))
         for reason in record.dropped:
             self.dropped[reason] = self.dropped.get(reason, 0) + 1
-
-
-def reason_of(message: str) -> str:
-    """Take file, record and numbers out of a message, so that equal faults read the same."""
-    what = re.sub(r"^.*?: (?:record|line) \d+(?: \(id .*?\))?:? ", "", message)
-    what = re.sub(r"'[^']*[./\d][^']*'", "'…'", what)
-    return re.sub(r"-?\d+(?:\.\d+)?", "N", what)
+            self.dropped_in.setdefault(reason, record.id)
 
 
 def usable(records: Records, index: int) -> tuple[Record, bytes]:
@@ -111,7 +106,8 @@ def _picture(record: Record) -> bytes:
     if record.image is None:
         return _png(PIL.Image.new("RGB", (1, 1), (CANVAS_GREY,) * 3))
     data = _file_of(record.image)
-    width, height = load_image(data).size
+    width, height = load_image(record.image).size
+    check_shape((width, height))
     if (width, height) != record.size:
         raise ValueError(f"picture is {width} x {height}, but the record says {record.size}")
     return data

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float32
 
 from lgjax.data import masks
 from lgjax.data.images import ImageSize
-from lgjax.data.marks import apply_marks
+from lgjax.data.marks import picture_of
 from lgjax.data.schema import Record, RecordError, Records
 from lgjax.draw import (
     PLAIN_COLOUR,
@@ -43,6 +43,7 @@ _GREY: Colour = (170, 170, 170)
 _RED: Colour = (255, 80, 80)
 _COLUMNS = 3
 _MAX_SIDE = 1024
+_MASK_ALPHA = 0.15  # faint: sentences may speak of colours
 _STYLE = """
 body{margin:0;padding:1rem;background:#181818;color:#ebebeb;font:16px/1.5 system-ui,sans-serif}
 main{display:grid;gap:1.5rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,26rem),1fr))}
@@ -57,8 +58,10 @@ small{color:#aaa}
 """
 
 
-def show(records: Records, out: Path, count: int, seed: int | None = None) -> None:
+def show(records: Records, out: Path, count: int, seed: int | None = None) -> int:
     """Write a sheet of the first `count` records, or of that many drawn by `seed`; `out` as in `sheet`.
+
+    Returns how many of them cannot be used.
 
     Raises:
         ValueError: no records, a count below 1, or an `out` that is neither .html nor .png.
@@ -69,7 +72,7 @@ def show(records: Records, out: Path, count: int, seed: int | None = None) -> No
     chosen = indices[:count]
     if seed is not None:
         chosen = sorted(random.Random(seed).sample(indices, min(count, len(records))))
-    sheet((_read(records, i) for i in chosen), out)
+    return sheet((_read(records, i) for i in chosen), out)
 
 
 def _read(records: Records, index: int) -> Record | RecordError:
@@ -79,7 +82,7 @@ def _read(records: Records, index: int) -> Record | RecordError:
         return error
 
 
-def sheet(records: Iterable[Record | RecordError], out: Path) -> None:
+def sheet(records: Iterable[Record | RecordError], out: Path) -> int:
     """Write a sheet of records: `out` is a page without parts outside of it (.html) or a picture (.png).
 
     Each phrase, referring text and "<obj>" has a colour, one for each group of objects; phrases have masks
@@ -96,6 +99,7 @@ def sheet(records: Iterable[Record | RecordError], out: Path) -> None:
     if not views:
         raise ValueError("no records to show")
     write(views, out)
+    return sum(bool(view.fault) for view in views)
 
 
 class _Piece(NamedTuple):
@@ -195,14 +199,15 @@ class _Group:
 
 
 def _picture(record: Record, lines: Sequence[_Line], groups: Sequence[tuple[int, ...]]) -> PIL.Image.Image:
-    image = apply_marks(record)
+    image = picture_of(record)
     draw = PIL.ImageDraw.Draw(image)
     known = {number for objects in groups for number in objects}
     for number, thing in enumerate(record.objects):
         if number not in known:
             draw.rectangle(thing.box, outline=_GREY)
     pieces = [piece for line in lines for piece in line.pieces]
-    return draw_phrases(image, [_group(record, objects, pieces, image.size) for objects in groups])
+    drawn = [_group(record, objects, pieces, image.size) for objects in groups]
+    return draw_phrases(image, drawn, mask_alpha=_MASK_ALPHA)
 
 
 def _group(

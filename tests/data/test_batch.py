@@ -304,6 +304,23 @@ def test_a_thing_smaller_than_a_cell_has_only_its_box():
     assert batch.grounding.object_mask[0, :4].all() and not batch.grounding.has_mask.any()
 
 
+def test_boxes_do_not_depend_on_the_masks_that_are_kept():
+    """Tight boxes are those of the mask at the size of the canvas (spec 6.3)."""
+    for seed in range(20):
+        fine, coarse = make(referring(seed), seed), make(referring(seed), seed, mask_side=32)
+        assert np.array_equal(fine.grounding.boxes, coarse.grounding.boxes)
+
+
+def test_several_regions_of_one_question():
+    record = dataclasses.replace(
+        region(count=1),
+        expressions=(Expression(texts=("two",), objects=(1, 0), question="What are <obj> and <obj> ?"),),
+    )
+    for wording in ("released", "varied"):
+        plan = make(record, wording=wording).language.plan
+        assert plan.objects[0][plan.objects[0] >= 0].tolist() == [1, 0]
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
@@ -314,7 +331,7 @@ def test_a_thing_smaller_than_a_cell_has_only_its_box():
         (dataclasses.replace(chat(), image="nowhere.jpg"), "is not there"),
         (
             dataclasses.replace(words(), turns=(Turn("human", "a"), Turn("gpt", "b </s> c"))),
-            "cannot be told apart",
+            "turn 1 holds '</s>'",
         ),
         (
             dataclasses.replace(

@@ -208,7 +208,7 @@ def test_faults_are_counted_with_their_reasons(tmp_path):
     counts = manifest["splits"]["train"]
     found = {reason: entry["count"] for reason, entry in counts["skip_reasons"].items()}
     assert counts["skipped"] == 5 and counts["records"] == 54 - 5
-    assert counts["drop_reasons"] == {"empty polygon": 2}
+    assert counts["drop_reasons"] == {"empty polygon": {"count": 2, "first": "19"}}
     parts = "truncated", "is not there", "picture is N x N, but", "lacks 'masks'", "no expression is left"
     for part in parts:
         assert [count for reason, count in found.items() if part in reason] == [1], (part, found)
@@ -236,11 +236,18 @@ def test_too_many_skips_stop_the_build_and_it_can_go_on(tmp_path):
         make(faulty, tmp_path / "out", max_skips=0.1)
     finished = reports(tmp_path / "out.incomplete")
     assert finished and not (tmp_path / "out").exists()
+    picture = faulty / "images" / "21.jpg"
+    assert not picture.exists()
+    picture.write_bytes((faulty / "images" / "13.jpg").read_bytes())  # mended: it is tried again
     manifest = make(faulty, tmp_path / "out", max_skips=0.5)
-    assert manifest["splits"]["train"]["skipped"] == 15
-    assert {n: (tmp_path / "out" / n).stat().st_ino for n in finished} == {
-        n: v[0] for n, v in finished.items()
-    }
+    assert manifest["splits"]["train"]["skipped"] == 14
+    assert "21" in {record.id for record in Dataset(tmp_path / "out")}
+
+
+def test_what_is_wrong_with_the_source_leaves_no_folder(source, tmp_path):
+    with pytest.raises(ValueError, match="has no split test"):
+        make(source, tmp_path / "out", splits=["test"])
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_a_split_of_which_nothing_is_left(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from lgjax.data.marks import MarkedSource, apply_marks, marked
+from lgjax.data.marks import MarkedSource, marked, picture_of
 from lgjax.data.masks import clean, encode
 from lgjax.data.schema import Expression, Object, Phrase, Record, RecordError, Region, Turn, check
 from lgjax.draw import draw_marks, phrase_colour
@@ -93,7 +93,9 @@ def test_captions_and_box_only_objects_that_are_named():
     )
     record = marked(caption)
     check(record)
-    assert record.turns == (Turn("gpt", "A dog <1> <3> runs"),)
+    question = "Present a compact description of the photo's key features."
+    assert record.turns == (Turn("human", question), Turn("gpt", "A dog <1> <3> runs"))
+    assert record.kind == "chat"
     assert record.marks == (0, 1, 2, 3, 4)
 
 
@@ -157,15 +159,15 @@ def test_drawn_marks_are_those_of_the_masks_and_boxes():
     masks = np.zeros((2, *SIZE[::-1]), bool)
     masks[0, 20:30, 20:30] = masks[1, 5:15, 40:50] = True
     want = draw_marks(record.image, masks, mask_alpha=0.2, mark_alpha=0.1, size=8)
-    drawn = apply_marks(record, mask_alpha=0.2, mark_alpha=0.1, size=8)
+    drawn = picture_of(record, mask_alpha=0.2, mark_alpha=0.1, size=8)
     assert np.array_equal(drawn, want)
-    assert np.array_equal(apply_marks(GROUNDED), np.full((*SIZE[::-1], 3), 200, np.uint8))
+    assert np.array_equal(picture_of(GROUNDED), np.full((*SIZE[::-1], 3), 200, np.uint8))
 
 
 def test_thin_boxes_and_boxes_outside_have_a_pixel():
     for box in [(10.2, 5.4, 10.3, 5.5), (70, 60, 80, 90), (-9, -9, -1, -1), (59.9, 49.9, 60, 50)]:
         record = dataclasses.replace(GROUNDED, objects=(Object(box=box),), marks=(0,))
-        drawn = np.asarray(apply_marks(record, mask_alpha=1, mark_alpha=0, size=1), int)
+        drawn = np.asarray(picture_of(record, mask_alpha=1, mark_alpha=0, size=1), int)
         assert (drawn != 200).any(-1).sum() >= 1
     assert drawn[49, 59].tolist() == list(phrase_colour(0)) or (drawn[49, 59] == 255).all()
 
@@ -174,6 +176,6 @@ def test_a_picture_of_another_size_and_none_at_all():
     with pytest.raises(
         ValueError, match=r"record 7: the picture is \(60, 50\), but the record says \(50, 60\)"
     ):
-        apply_marks(dataclasses.replace(GROUNDED, size=(50, 60)))
+        picture_of(dataclasses.replace(GROUNDED, size=(50, 60)))
     with pytest.raises(ValueError, match="record 7 has no picture"):
-        apply_marks(dataclasses.replace(GROUNDED, image=None, size=None))
+        picture_of(dataclasses.replace(GROUNDED, image=None, size=None))

@@ -15,6 +15,16 @@ SIZE = (40, 30)
 TRIANGLE = [[4.0, 4.0, 30.0, 6.0, 12.0, 26.0]]
 
 
+FULL = masks.encode(np.ones((30, 40), bool))
+BAD = (
+    *({"size": [30, 40]}, {"size": [30, 40], "counts": None}, {"size": [30, 40], "counts": [5, -3, 1198]}),
+    *({"size": [30, 40], "counts": [5, 100000]}, {"size": [30, 40], "counts": [5, 10]}),
+    *({**FULL, "counts": FULL["counts"][:-1]}, {**FULL, "counts": FULL["counts"] + "2"}),
+    *([[1, 1, None, 1, 20, 20]], [[1, 1, float("nan"), 1, 20, 20]], [[1, 1, float("inf"), 1, 20, 20]]),
+    *([[1, 1, 1e12, 1, 20, 20]], [["a", "b"]], [[[1, 1], [2, 2], [3, 4]]]),
+)
+
+
 def bitmap(seed: int, size=SIZE) -> np.ndarray:
     return np.random.default_rng(seed).random((size[1], size[0])) > 0.6
 
@@ -25,6 +35,15 @@ def test_run_length_codes_there_and_back():
     counts = np.diff(np.flatnonzero(np.diff(np.r_[2, mask.T.ravel(), 2]))).tolist()
     counts = ([0] if mask[0, 0] else []) + counts
     assert np.array_equal(masks.decode({"size": [30, 40], "counts": counts}, SIZE), mask)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 99), st.floats(0, 1))
+def test_runs_of_a_code_are_read_as_pycocotools_writes_them(width, height, seed, share):
+    mask = np.random.default_rng(seed).random((height, width)) < share
+    runs = masks._runs(masks.encode(mask)["counts"].encode())
+    flat = mask.T.ravel()
+    edges = np.flatnonzero(np.diff(np.r_[False, flat]))
+    assert runs == np.diff(np.r_[0, edges, flat.size]).tolist()
 
 
 def test_polygons_fill_as_pycocotools_fills_them():
@@ -78,7 +97,7 @@ def test_box_and_bits():
             "mask of another size than the picture",
         ),
         (Object(box=(1, 1, 9, 9), mask=masks.encode(np.zeros((30, 40), bool))), "empty mask"),
-        (Object(box=(1, 1, 9, 9), mask={"size": [30, 40]}), "mask that is no COCO segmentation"),
+        *((Object(box=(1, 1, 9, 9), mask=bad), "mask that is no COCO segmentation") for bad in BAD),
     ],
 )
 def test_faults_of_objects(thing, fault):

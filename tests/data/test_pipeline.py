@@ -139,7 +139,29 @@ def test_a_record_that_cannot_be_used_gives_a_filler_and_is_counted():
     assert (batch.language.plan.labels[row] == IGNORE_LABEL).all() and not batch.grounding.object_mask[
         row
     ].any()
-    assert data.rows == 4 and list(data.faults) == ["record 3: image file 'gone.jpg' is not there"]
+    assert data.rows == 4 and data.faults == {"image file '…' is not there": 1}
+    (example,) = data.examples.values()
+    assert example == "grounded stream 0: record 3 (id chat 3): image file 'gone.jpg' is not there"
+
+
+BAD_MASKS = [5, {"size": [36, 48]}, {"size": [36, 48], "counts": [5, -3, 9]}, [[1, 1, None, 2, 3, 3]]]
+
+
+@pytest.mark.parametrize("mask", BAD_MASKS, ids=str)
+def test_whatever_a_record_holds_does_not_end_the_run(mask):
+    bad = chat(1)
+    object.__setattr__(bad.objects[1], "mask", mask)
+    data = run(mixture=Mixture(grounded=(Stream([bad]),), grounded_rows=1))
+    assert next(data).language.lm_weight[0] == 0 and data.faults.total() == 1
+
+
+def test_streams_share_no_random_numbers():
+    """The same records in several streams, under several seeds, give other samples."""
+    same = tuple(Stream([referring(i) for i in range(6)]) for _ in range(3))
+    mixture = Mixture(grounded=same, text=same, grounded_rows=3, text_rows=3)
+    found = [take(4, mixture=mixture, seed=seed) for seed in range(3)]
+    ids = [number for batches_ in found for batch in batches_ for number in batch.language.sample_id.tolist()]
+    assert len(set(ids)) == len(ids) == 72
 
 
 def test_neighbours_of_a_broken_record_stay_the_same():
@@ -151,10 +173,10 @@ def test_neighbours_of_a_broken_record_stay_the_same():
 
 
 def test_too_many_fillers_stop_the_run():
-    mixture = Mixture(grounded=(Stream([chat(0), broken(1)]),), grounded_rows=2)
+    mixture = Mixture(grounded=(Stream([chat(0), broken(1), chat(2), broken(3)]),), grounded_rows=4)
     data = run(mixture=mixture)
     with pytest.raises(
-        RuntimeError, match=r"21 of 42 samples could not be made, more than 5%.*21 times.*gone.jpg"
+        RuntimeError, match=r"22 of 44 samples .* more than 5%.*22 times.*stream 0: record [13] .*gone.jpg"
     ):
         for _ in range(50):
             next(data)
@@ -211,6 +233,7 @@ def test_cutting_out_grounded_rows_moves_nothing_between_devices(expected):
         (lambda: Mixture(), "at least one group"),
         (lambda: run(hosts=3), "4 groups cannot be shared by 3 hosts"),
         (lambda: run(start=-1), "must not be negative"),
+        (lambda: run(seed=-1), "seed -1"),
     ],
 )
 def test_faults_are_named(call, message):

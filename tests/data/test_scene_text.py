@@ -1,13 +1,15 @@
 """Every sentence about a scene, checked word by word against the boxes of its things by rules of its own."""
 
+import dataclasses
 import re
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from lgjax.data.drawings import classes
-from lgjax.data.scene_text import SORTS, article, records
-from lgjax.data.scenes import SceneConfig, compose
+from lgjax.data.scene_text import SORTS, View, article, records
+from lgjax.data.scenes import Scene, SceneConfig, compose
 from lgjax.text.conversation import GROUNDING_SUFFIX
 
 COUNT = 250
@@ -24,7 +26,7 @@ def told():
     out = []
     for i in range(COUNT):
         rng = np.random.default_rng([9, i])
-        scene = compose(rng, SceneConfig(backgrounds=("plain",)))
+        scene = compose(rng, SceneConfig(), ("train", "train", "combinations", "styles")[i % 4])
         out.append((scene, records(scene, rng, str(i))))
     return out
 
@@ -82,6 +84,32 @@ def placed(scene, index: int, words: str) -> bool:
     return all(good.get(part, abs(x - 0.5) < 0.1 and abs(y - 0.5) < 0.1) for part in parts)
 
 
+def stacked(scene, a: int, b: int) -> bool:
+    """Whether one thing is rather before or behind the other."""
+    (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = (scene.things[i].box for i in (a, b))
+    shared = max(0, min(ax1, bx1) - max(ax0, bx0)) * max(0, min(ay1, by1) - max(ay0, by0))
+    return shared > 0.4 * min((ax1 - ax0) * (ay1 - ay0), (bx1 - bx0) * (by1 - by0))
+
+
+@pytest.mark.parametrize(
+    ("there", "hidden"),
+    [
+        ("hamburger", ("tomato", "piece of cheese", "onion", "sandwich")),
+        ("keyboard", ("key", "laptop")),
+        ("rocket", ("fire", "flying saucer")),
+        ("snowman", ("carrot", "top hat")),
+        ("birthday cake", ("candle", "strawberry", "cupcake")),
+        ("fire truck", ("ladder", "car", "ambulance")),
+        ("teddy bear", ("bear",)),
+    ],
+)
+def test_nobody_denies_what_a_drawing_shows(there, hidden):
+    thing = compose(np.random.default_rng(0), SceneConfig(max_things=1)).things[0]
+    scene = Scene(PIL.Image.new("RGB", (128, 128)), (dataclasses.replace(thing, kind=BY_NAME[there]),))
+    absent = {kind.name for kind in View(scene).absent()}
+    assert not absent & {there, *hidden} and len(absent) > 150
+
+
 def test_phrases_name_their_things(told):
     seen = 0
     for scene, made in told:
@@ -111,6 +139,7 @@ def test_descriptions_name_everything_once(told):
             (i,), (j,) = fits(scene, a), fits(scene, b)
             others = [abs(away(scene, i, j, other)) for other in SIDES if SIDES[other][0] != SIDES[side][0]]
             assert away(scene, i, j, side) > 0.149 and away(scene, i, j, side) > max(others), words
+            assert not stacked(scene, i, j), words
         for a, where in re.findall(r"(An? [^.]*?) is ((?:on|at|in) the [a-z ]+)\.", words):
             (i,) = fits(scene, a)
             assert placed(scene, i, where), words
@@ -237,7 +266,7 @@ def test_marks_are_answered_about_their_thing(told):
         for question, answer in zip(record.turns[::2], record.turns[1::2], strict=True):
             if match := re.fullmatch(r"Which mark is on the (.*)\?", question.text):
                 (i,) = named(scene, match[1])
-                assert answer.text == f"The {match[1]} is <{i + 1}> ."
+                assert answer.text == f"The {match[1]} is <{i + 1}>."
             else:
                 (k,) = re.findall(r"<(\d+)>", question.text)
                 assert answer.text == f"It is {article(scene.things[int(k) - 1].kind.name)}."

@@ -14,7 +14,7 @@ import pytest
 
 from lgjax.data import drawings, masks
 from lgjax.data.drawings import classes, drawing, paint
-from lgjax.data.marks import apply_marks
+from lgjax.data.marks import picture_of
 from lgjax.data.scenes import SceneConfig, compose, held_out_pair, held_out_style
 from lgjax.data.schema import check
 from lgjax.data.sources.scenes import Scenes
@@ -135,8 +135,14 @@ def test_records_are_sound():
 def test_scenes_have_an_end_only_where_asked():
     with pytest.raises(IndexError, match="scene 5 of 5"):
         Scenes(count=5)[5]
-    with pytest.raises(ValueError, match="0 sorts"):
-        Scenes(sorts=())
+    for wrong in ({"sorts": ()}, {"count": 0}, {"seed": -1}):
+        with pytest.raises(ValueError, match="must be at least 1, the seed 0"):
+            Scenes(**wrong)
+    for wrong in ({"size": 5}, {"max_things": 0}, {"styles": ()}):
+        with pytest.raises(ValueError, match="cannot be composed"):
+            SceneConfig(**wrong)
+    with pytest.raises(ValueError, match="needs the styles noto, fluent"):
+        compose(np.random.default_rng(0), SceneConfig(styles=("noto",)), "styles")
 
 
 def test_a_third_style_and_own_backgrounds(tmp_path):
@@ -218,10 +224,10 @@ def test_marks_can_be_read_on_small_pictures():
     """The number of a mark changes pixels, and masks stay visible below it."""
     for i in range(20):
         record = Scenes(count=50).records(i)["marks"]
-        marked, plain = np.asarray(apply_marks(record), float), np.asarray(record.image, float)
+        marked, plain = np.asarray(picture_of(record), float), np.asarray(record.image, float)
         for k, number in enumerate(record.marks):
             mask = masks.decode(record.objects[number].mask, record.size)
             want = plain.copy()
-            blend_mask(want, mask, phrase_colour(k), 0.2)
+            blend_mask(want, mask, phrase_colour(k), 0.1)
             same = np.abs(marked - want)[mask].max(-1) < 2
             assert 0 < same.mean() < 1 or mask.sum() < 300

@@ -77,11 +77,17 @@ def test_json_there_and_back(record):
         ({"objects": (dataclasses.replace(CAT, box=(0, 0, float("nan"), 1)), CAT)}, "is not finite"),
         ({"kind": "referring"}, "needs expressions"),
         ({"kind": "caption"}, "one turn, of 'gpt'"),
-        ({"kind": "region", "expressions": (Expression(texts=(" ",), objects=(0,)),)}, "not blank"),
+        ({"kind": "region", "expressions": (Expression(texts=(" ",), objects=(0,)),)}, "is blank"),
         (
             {"kind": "region", "expressions": (Expression(texts=("a",), objects=(0,), question="x"),)},
-            "no <obj>",
+            "question 'x' has 0 <obj> for 1 objects",
         ),
+        ({"kind": "region", "expressions": (Expression(texts=("a",), objects=(0, 1)),)}, "1 <obj> for 2"),
+        ({"kind": "referring", "expressions": (Expression(texts=("<seg> a",), objects=(0,)),)}, "'<seg>'"),
+        ({"kind": "referring", "expressions": (Expression(texts=("<image>",), objects=(0,)),)}, "'<image>'"),
+        ({"kind": "region", "expressions": (Expression(texts=("<obj> a",), objects=(0,)),)}, "'<obj>'"),
+        ({"turns": (CHAT.turns[0], Turn("gpt", " ")), "phrases": ()}, "turn 1 is blank"),
+        ({"turns": (CHAT.turns[0], Turn("gpt", "a ASSISTANT: b")), "phrases": ()}, "' ASSISTANT: '"),
     ],
 )
 def test_what_a_record_must_hold(change, message):

@@ -127,7 +127,7 @@ def test_the_picture_on_the_page(tmp_path):
     assert picture.size == SIZE
     # masks of the phrases; the object of the question has only its box
     for index, x in ((1, 70), (2, 250)):
-        want = 0.55 * GREY + 0.45 * np.asarray(phrase_colour(index))
+        want = 0.85 * GREY + 0.15 * np.asarray(phrase_colour(index))
         assert abs(pixels[100, x] - want).max() < 12
     assert abs(pixels[100, 450] - GREY).max() < 12
     assert abs(pixels[100, 400] - phrase_colour(0)).max() < 80

@@ -173,14 +173,14 @@ def read_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
         ValueError: a line that is no JSON object.
     """
     out = []
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
-                item = json.loads(line)
+                item = json.loads(line.decode("utf-8-sig"))
             except ValueError as error:
-                raise ValueError(f"{path}: line {number} is no JSON: {error}") from error
+                raise ValueError(f"{path}: line {number} is no JSON in UTF-8: {error}") from error
             if not isinstance(item, dict):
                 raise ValueError(f"{path}: line {number} must be an object, found {type(item).__name__}")
             out.append((number, item))
@@ -246,7 +246,10 @@ def size_of(entry: Mapping[str, Any], path: Path) -> ImageSize:
         FileNotFoundError, ValueError: see `image_size`.
     """
     if "width" in entry and "height" in entry:
-        return int(entry["width"]), int(entry["height"])
+        width, height = entry["width"], entry["height"]
+        if not (isinstance(width, int) and isinstance(height, int)):
+            raise ValueError(f"width {width!r} and height {height!r} of '{path.name}' must be whole numbers")
+        return width, height
     return image_size(path)
 
 

@@ -32,16 +32,18 @@ from __future__ import annotations
 
 import functools
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lgjax.data.schema import Expression, Phrase, Record, RecordError, Region, Source, check
+from lgjax.data.schema import Expression, Phrase, Record, RecordError, Region, Source, check, read_json
 from lgjax.data.sources.common import (
     Coco,
     Pictures,
     Things,
     find_file,
+    plain_name,
     read_chat,
     read_coco,
     read_lines,
@@ -66,6 +68,7 @@ def read(folder: Path) -> dict[str, Source]:
     instances = find_file(folder, ["instances.json"], __doc__)
     files = sorted(folder.glob("records*.jsonl")) or [find_file(folder, ["records.jsonl"], __doc__)]
     coco, pictures = read_coco(instances), Pictures.below(folder)
+    _check_unique(instances, coco)
     sources: dict[str, Source] = {}
     for file in files:
         split = file.stem.removeprefix("records").strip("_-") or "train"
@@ -73,6 +76,24 @@ def read(folder: Path) -> dict[str, Source]:
             raise ValueError(f"{file} and {sources[split].file} are both the split '{split}'; join them")
         sources[split] = Source(file, read_lines(file), functools.partial(_make, file, coco, pictures))
     return sources
+
+
+def _check_unique(file: Path, coco: Coco) -> None:
+    """Ids and names that occur twice would tie phrases to the wrong objects.
+
+    An empty `segmentation`, as tools write it for boxes, becomes none.
+    """
+    entries = {
+        "image id": [i["id"] for i in read_json(file)["images"]],
+        "file_name": [i["file_name"] for i in coco.images.values()],
+        "annotation id": [a["id"] for some in coco.annotations.values() for a in some],
+    }
+    for what, names in entries.items():
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise ValueError(f"{file}: {what} {twice[0]!r} occurs twice")
+    for annotation in (a for some in coco.annotations.values() for a in some):
+        if annotation.get("segmentation") == []:
+            del annotation["segmentation"]
 
 
 def _make(file: Path, coco: Coco, pictures: Pictures, item: tuple[int, Mapping[str, Any]]) -> Record:
@@ -97,7 +118,8 @@ def _record(line: Mapping[str, Any], default_id: str, coco: Coco, pictures: Pict
     elif "expressions" in line:
         raise ValueError("expressions need an 'image'")
     things = scene.things if scene else Things()
-    where = f"'{name}'" if name else "a line without image"
+    listed = name and plain_name(name) in coco.named
+    where = f"'{name}'{'' if listed else ' (which is not listed)'}" if name else "a line without image"
     record = _chat(line, things, where) if "turns" in line else _referring(line, things, where)
     return Record(
         id=str(line.get("id", default_id)),
@@ -173,8 +195,11 @@ def _per_token(line: Mapping[str, Any], field: str, token: str, count: int, entr
 def _known(ids: Any, things: Things, where: str) -> tuple[int, ...]:
     for i in _list(ids, "objects"):
         if not isinstance(i, int | str) or i not in things.index:
-            known = ", ".join(map(str, things.index)) or "none"
-            raise ValueError(f"annotation id {i!r} is not among those of {where} in instances.json: {known}")
+            known = ", ".join(map(repr, things.index)) or "none"
+            unusable = f" ({', '.join(sorted(set(things.dropped)))})" if things.dropped else ""
+            raise ValueError(
+                f"annotation id {i!r} is not among those of {where} in instances.json: {known}{unusable}"
+            )
     return things.pick(ids)[0]
 
 

@@ -60,7 +60,8 @@ def read(folder: Path, split_by: str | None = None) -> dict[str, Source]:
     """Read "referring" records, one a picture and split, with one expression for each referred annotation.
 
     The merged file is taken when it is there and `split_by` is None; it has only "train", without the
-    pictures of any validation or test split. REFER's files have all their splits.
+    pictures of any validation or test split. REFER's files have all their splits, and "train" without the
+    pictures of the others.
 
     Raises:
         FileNotFoundError: there is neither.
@@ -73,10 +74,14 @@ def read(folder: Path, split_by: str | None = None) -> dict[str, Source]:
     try:
         file = find_file(folder, [f"refs({split_by or '*'}).p"], __doc__)
     except ValueError as error:
-        raise ValueError(f"{error}, or say which with split_by") from error
+        raise ValueError(f"{error}, or say which with split_by (--split-by)") from error
     coco = read_coco(find_file(folder, ["instances.json"], __doc__))
     splits: dict[str, Sentences] = {}
-    for ref in read_refs(file):
+    refs = read_refs(file)
+    held_out = {ref["image_id"] for ref in refs if ref["split"] != "train"}
+    for ref in refs:
+        if ref["split"] == "train" and ref["image_id"] in held_out:
+            continue
         by_annotation = splits.setdefault(ref["split"], {}).setdefault(ref["image_id"], {})
         by_annotation.setdefault(ref["ann_id"], []).extend(ref["sentences"])
     return {split: _source(file, Referring(coco, sentences), pictures) for split, sentences in splits.items()}

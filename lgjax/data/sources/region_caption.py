@@ -40,6 +40,7 @@ from lgjax.text.conversation import VISUAL_PROMPT_MARK, VISUAL_PROMPT_TAG
 
 INSTRUCT = "grounding_train2017_instruct.json"
 INSTANCES = "instances_train2017_refcoco.json"
+NO_REGION = "question that points at nothing"
 
 
 def read(folder: Path) -> dict[str, Source]:
@@ -85,6 +86,9 @@ def _from_chats(coco: Coco, pictures: Pictures, item: Mapping[str, Any]) -> Reco
     for chat in item["chats"]:
         messages = [message["value"] for message in chat["conversations"]]
         for question, answers, ids in zip(messages[::2], messages[1::2], chat["q_gd_ls"], strict=True):
+            if ids is None:
+                dropped += (NO_REGION,)
+                continue
             who, missing = scene.things.pick(ids)
             dropped += missing
             texts = tuple(t for t in ([answers] if isinstance(answers, str) else answers) if t.strip())

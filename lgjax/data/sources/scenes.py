@@ -21,7 +21,7 @@ class Scenes(Sequence[Record]):
     sorts: what is said about a scene, one of them drawn for each number; count: how many there are.
 
     Raises:
-        ValueError: no sorts, or a count below 0.
+        ValueError: no sorts, a count below 1, or a seed below 0.
     """
 
     config: SceneConfig = dataclasses.field(default_factory=SceneConfig)
@@ -31,8 +31,11 @@ class Scenes(Sequence[Record]):
     count: int = 2**31
 
     def __post_init__(self) -> None:
-        if not self.sorts or self.count < 0:
-            raise ValueError(f"scenes of {len(self.sorts)} sorts, {self.count} of them")
+        if not self.sorts or self.count < 1 or self.seed < 0:
+            raise ValueError(
+                f"{self.count} scenes of {len(self.sorts)} sorts with seed {self.seed}: "
+                "count and sorts must be at least 1, the seed 0"
+            )
 
     def __len__(self) -> int:
         return self.count
@@ -42,6 +45,11 @@ class Scenes(Sequence[Record]):
     @overload
     def __getitem__(self, index: slice) -> list[Record]: ...
     def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        """The record with this number.
+
+        Raises:
+            IndexError: there is none.
+        """
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(self.count))]
         scene, rng = self._scene(index)
