@@ -109,7 +109,7 @@ def matching_costs(
     probability = jax.nn.sigmoid(prediction.logits)
     positive = _ALPHA * (1 - probability) ** _GAMMA * -jnp.log(probability + _LOG_EPSILON)
     negative = (1 - _ALPHA) * probability**_GAMMA * -jnp.log(1 - probability + _LOG_EPSILON)
-    named = targets.object_phrases.astype(jnp.float32)
+    named = (targets.object_phrases & targets.phrase_mask[:, None]).astype(jnp.float32)
     sums = jnp.einsum("bqp,btp->btq", positive - negative, named)
     cls = sums / jnp.maximum(named.sum(-1, keepdims=True), 1)
     bbox = jnp.abs(targets.boxes[:, :, None] - prediction.boxes[:, None]).sum(-1)
