@@ -43,6 +43,7 @@ def trained(name: str) -> dict:
         for row, numbers in enumerate(info["labels"]):
             named[row, numbers] = True
         labels.append(named)
+    queries = stored["topk"].reshape(len(made), -1).shape[1]
     use_masks = case["key"] != "vg"
     size = pixels.shape[1:3]
     targets = training.pad_targets(boxes, [m for _, m in made], labels, phrase_mask, size, extra=1)
@@ -52,7 +53,7 @@ def trained(name: str) -> dict:
 
     def losses(params, phrases):
         (predictions, features), state = openseed.model().apply(
-            {"params": params}, pixels, phrases, phrase_mask, 300, mutable=["intermediates"]
+            {"params": params}, pixels, phrases, phrase_mask, queries, mutable=["intermediates"]
         )
         found, matches = grounding_losses(
             predictions,

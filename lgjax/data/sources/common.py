@@ -247,9 +247,9 @@ def size_of(entry: Mapping[str, Any], path: Path) -> ImageSize:
     """
     if "width" in entry and "height" in entry:
         width, height = entry["width"], entry["height"]
-        if not (isinstance(width, int) and isinstance(height, int)):
+        if not all(isinstance(side, int | float) and side == side // 1 for side in (width, height)):
             raise ValueError(f"width {width!r} and height {height!r} of '{path.name}' must be whole numbers")
-        return width, height
+        return int(width), int(height)
     return image_size(path)
 
 
