@@ -27,7 +27,8 @@ def uniform(seed: int, name: str, rows: int, count: int) -> np.ndarray:
 
 
 @functools.cache
-def trained(name: str) -> dict:
+def step(name: str) -> dict:
+    """A training step of a file: its losses as a function of the parameters."""
     stored = np.load(cases.DATA / name)
     count, seed = int(stored["num_images"]), int(stored["points_seed"])
     images = [np.ascontiguousarray(stored[f"image{i}"].transpose(1, 2, 0)) for i in range(count)]
@@ -79,39 +80,36 @@ def trained(name: str) -> dict:
         surrogate = (means / jnp.asarray(sizes) / features.shape[-1]).sum()
         return {"total": sum(found.values()), "surrogate": surrogate}, (found, features)
 
-    def pull_back(params):
-        parts, pull, rest = jax.vjp(losses, params, has_aux=True)
-        zero = {key: jnp.zeros(()) for key in parts}
-        return parts, rest, {key: pull({**zero, key: jnp.ones(())})[0] for key in parts}
-
-    parts, rest, grads = jax.jit(pull_back)(parameters())
-    return {"stored": stored, "parts": parts, "rest": rest, "grads": grads, "sizes": sizes}
+    return {"stored": stored, "losses": losses, "sizes": sizes}
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_semsam_train_losses(name):
-    run = trained(name)
-    stored, (found, features) = run["stored"], run["rest"]
+    run = step(name)
+    stored = run["stored"]
+    parts, (found, features) = jax.jit(run["losses"])(parameters())
     assert set(stored["loss_names"].tolist()) == set(found)
     for key, want in zip(stored["loss_names"].tolist(), stored["loss_weighted"], strict=True):
         np.testing.assert_allclose(float(found[key]), want, rtol=5e-4, err_msg=key)
-    np.testing.assert_allclose(float(run["parts"]["total"]), stored["loss_total"], rtol=1e-4)
-    np.testing.assert_allclose(float(run["parts"]["surrogate"]), stored["surrogate_loss"], rtol=1e-4)
+    np.testing.assert_allclose(float(parts["total"]), stored["loss_total"], rtol=1e-4)
+    np.testing.assert_allclose(float(parts["surrogate"]), stored["surrogate_loss"], rtol=1e-4)
     for i, n in enumerate(run["sizes"]):
         np.testing.assert_allclose(features[i, :n], stored[f"obj_feats{i}"], atol=1e-4)
 
 
+@pytest.mark.slow  # minutes to compile: two backward programs of the full-size network
 @pytest.mark.parametrize("name", FILES)
 def test_semsam_train_gradients(name):
-    run = trained(name)
+    run = step(name)
     stored = run["stored"]
     for kind in ("total", "surrogate"):
+        grads = jax.jit(jax.grad(lambda params, kind=kind: run["losses"](params)[0][kind]))(parameters())
         for key, want in zip(stored["grad_names"].tolist(), stored[f"grad_norm_{kind}"], strict=True):
             found = keys.parameter(keys.canonical(key))
             assert found is not None, key
-            value = np.asarray(parameter_at({"prompt": run["grads"][kind]}, found[0]), np.float64)
+            value = np.asarray(parameter_at({"prompt": grads}, found[0]), np.float64)
             np.testing.assert_allclose(np.linalg.norm(value), want, rtol=2e-3, atol=1e-7, err_msg=(kind, key))
         for leaf in ("mask_tokens", "pb_embedding", "label_enc"):
-            value = np.asarray(run["grads"][kind][leaf])
+            value = np.asarray(grads[leaf])
             want = stored[f"grad_{kind}_{leaf}"]
             np.testing.assert_allclose(value, want, rtol=0, atol=2e-3 * np.abs(want).max(), err_msg=leaf)
