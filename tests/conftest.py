@@ -10,6 +10,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import hypothesis
+import pytest
 from jaxtyping import install_import_hook
 
 hook = install_import_hook("lgjax", "beartype.beartype")
@@ -18,3 +19,14 @@ hook.__enter__()
 # how long an example takes says more of the machine than of the code
 hypothesis.settings.register_profile("lgjax", deadline=None)
 hypothesis.settings.load_profile("lgjax")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def drop_compiled_programs():
+    """Let go of compiled programs before the system's limit of memory maps ends the run with a crash."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 15_000:
+        import jax
+
+        jax.clear_caches()
