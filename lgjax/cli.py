@@ -12,12 +12,15 @@ import tyro
 
 from lgjax import __version__
 from lgjax.data import cli as data
+from lgjax.train import cli as train
 
 DESCRIPTION = """Grounded visual chat: ask about a picture, get an answer whose phrases have boxes and masks.
 
   lgjax convert LLAVA_GROUNDING_FOLDER model   once: turn PyTorch weights into a checkpoint
   lgjax chat photo.jpg "Describe the scene." --checkpoint model --out answer
   lgjax data build lg_coco --from coco --to data/lg_coco
+  lgjax train --config configs/stage1.py       train a stage (--help, --dry-run)
+  lgjax checkpoint runs/stage1 model           the model of a run that was not finished
   lgjax --version                              which version this is
 """
 
@@ -170,6 +173,26 @@ def inspect(folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar=
     print(describe(folder))
 
 
+@app.command
+def checkpoint(
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
+    target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")],
+    /,
+    *,
+    step: str = "last",
+) -> None:
+    """Write the model of a training run as a checkpoint folder; a finished run holds its own in RUN/model.
+
+    Args:
+        run: Folder of `lgjax train`.
+        target: The folder to write.
+        step: "last", "best" (smallest loss on held-out data), or the number of a step that is kept.
+    """
+    from lgjax.train.finish import model_of_run
+
+    print(f"wrote {target}, the model of step {model_of_run(run, target, step=step)}")
+
+
 app.command(data.app, name="data", help=data.HELP)
 
 
@@ -181,6 +204,9 @@ def main(arguments: list[str] | None = None) -> None:
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ended like Ctrl-C: what is half written goes
     try:
+        if arguments[:1] == ["train"]:  # its options are those of its configuration file
+            train.main(arguments[1:])
+            return
         app.cli(prog="lgjax", args=arguments or ["--help"], description=DESCRIPTION)
     except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
         if os.environ.get("LGJAX_DEBUG"):

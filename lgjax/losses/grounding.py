@@ -132,7 +132,7 @@ def matching_costs(
 
 
 class Sums(NamedTuple):
-    """Losses of one output before weights and normalisers, added up over the objects of the batch."""
+    """Losses of one output before weights and normalisers, added up over the objects of each image, [b]."""
 
     mask_cls: jax.Array
     bbox: jax.Array
@@ -159,13 +159,13 @@ def output_losses(
     boxes = jnp.take_along_axis(prediction.boxes, at[..., None], axis=1)
     bbox = jnp.abs(boxes - targets.boxes).sum(-1)
     giou = 1 - generalized_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets.boxes))
-    bbox, giou = (jnp.where(matched, part, 0).sum() for part in (bbox, giou))
+    bbox, giou = (jnp.where(matched, part, 0).sum(-1) for part in (bbox, giou))
     if points is None:
         return Sums(cls, bbox, giou, None, None)
     embedding = jnp.take_along_axis(prediction.mask_embedding, at[..., None], axis=1)
     bce, dice = mask_losses(embedding, mask_features, targets.masks, points)
     compared = matched & targets.has_mask
-    return Sums(cls, bbox, giou, *(jnp.where(compared, part, 0).sum() for part in (bce, dice)))
+    return Sums(cls, bbox, giou, *(jnp.where(compared, part, 0).sum(-1) for part in (bce, dice)))
 
 
 def _class_loss(
@@ -173,13 +173,12 @@ def _class_loss(
     targets: Targets,
     queries: Int[Array, "b t"],
     phrase_counts: Float[Array, " b"],
-) -> Float[Array, ""]:
+) -> Float[Array, " b"]:
     """10 times the focal losses of all queries and phrases, each image divided by its phrase count."""
     given = jax.nn.one_hot(queries, logits.shape[1], dtype=jnp.float32)  # all zero for -1
     positive = jnp.einsum("btq,btp->bqp", given, targets.object_phrases.astype(jnp.float32)) > 0
     losses = jnp.where(targets.phrase_mask[:, None], focal(logits, positive), 0).sum((1, 2))
-    counted = jnp.where(targets.image_mask, losses / jnp.maximum(phrase_counts, 1), 0)
-    return _CLASS_SCALE * counted.sum()
+    return _CLASS_SCALE * jnp.where(targets.image_mask, losses / jnp.maximum(phrase_counts, 1), 0)
 
 
 def mask_losses(
@@ -209,16 +208,17 @@ def grounding_losses(
     targets: Targets,
     points: Points,
     *,
-    num_objects: Float[Array, ""] | Int[Array, ""],
+    num_objects: Float[Array, "#b"] | Int[Array, "#b"],
     phrase_counts: Float[Array, " b"],
     weights: Weights = Weights(),
     use_masks: bool = True,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Weighted losses of all outputs by name, and the query [b, t] of each object in every output.
+    """Weighted losses of all outputs by name, [b], and the query [b, t] of each object in every output.
 
-    num_objects: what all are divided by (objects of the whole batch over all devices, at least 1);
-    phrase_counts: see `output_losses`; use_masks False is the detection task. Names end with "_0" for the
-    last layer, "_1" .. for the earlier ones and "_0_interm" for the proposals.
+    The loss of a batch is the sum over its images. num_objects: what the losses of each image are divided by
+    (objects of the whole batch over all devices, at least 1); phrase_counts: see `output_losses`; use_masks
+    False is the detection task. Names end with "_0" for the last layer, "_1" .. for the earlier ones and
+    "_0_interm" for the proposals.
     """
     names = list(predictions)
     costs = []

@@ -39,15 +39,18 @@ def prompting_losses(
     object_mask: Bool[Array, "b n"],
     has_mask: Bool[Array, "b n"],
     points: Callable[[int], tuple[jax.Array, jax.Array]],
-    num_objects: Float[Array, ""] | Int[Array, ""],
+    num_objects: Float[Array, "#b"] | Int[Array, "#b"],
     weights: Weights = Weights(),
 ) -> dict[str, jax.Array]:
-    """Weighted losses of all layers by name; "_0" is the last layer, "_k" the k-th.
+    """Weighted losses of all layers by name, [b]; "_0" is the last layer, "_k" the k-th.
+
+    The loss of a batch is the sum over its images.
 
     boxes: (cx, cy, w, h) in [0, 1] of the network input; masks: [b, n, h, w], 0 or 1; object_mask False at
     padding; has_mask False where only the box is known. `points(k)` gives the points of the losses "_k" as
-    `mask_losses` takes them. num_objects: what sums are divided by, over all devices; an image counts at
-    least one. The quality is 1 less the dice loss, whose gradient stays (quirk 6).
+    `mask_losses` takes them. num_objects: what the losses of each image are divided by: objects of the whole
+    batch over all devices, an image counts at least one. The quality is 1 less the dice loss, whose gradient
+    stays (quirk 6).
     """
     losses = {}
     scales = dataclasses.asdict(weights)
@@ -63,6 +66,6 @@ def prompting_losses(
         }
         for part, value in parts.items():
             name = "iou_score_loss" if part == "iou_score" else f"loss_{part}"
-            total = jnp.where(object_mask, value, 0).sum() / jnp.maximum(num_objects, 1)
+            total = jnp.where(object_mask, value, 0).sum(-1) / jnp.maximum(num_objects, 1)
             losses[f"{name}_{k}"] = scales[part] * weights.multiplier * total
     return losses

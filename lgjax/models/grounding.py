@@ -21,7 +21,7 @@ from lgjax.models.decoder import Decoder
 from lgjax.models.layers import LayerNorm, Linear, named
 from lgjax.models.pixel_encoder import PixelEncoder, PixelFeatures
 from lgjax.models.position import anchor_logits
-from lgjax.models.swin import Swin
+from lgjax.models.swin import DropKeys, Swin
 
 PIXEL_MEAN = (123.675, 116.280, 103.530)
 PIXEL_STD = (58.395, 57.120, 57.375)
@@ -65,12 +65,13 @@ class Grounding(nn.Module):
     config: GroundingConfig
     embed_size: int
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     def setup(self) -> None:
         transformer, width = self.config.transformer, self.config.transformer.hidden_size
         truncated = nn.initializers.truncated_normal(0.02)
-        self.backbone = Swin(self.config.swin, self.dtype)
-        self.pixel_encoder = PixelEncoder(transformer, self.dtype)
+        self.backbone = Swin(self.config.swin, self.dtype, self.remat)
+        self.pixel_encoder = PixelEncoder(transformer, self.dtype, self.remat)
         self.decoder = Decoder(transformer, self.dtype)
         self.enc_output = Linear(width, ("hidden", "hidden_out"), dtype=self.dtype)
         self.enc_output_norm = LayerNorm(dtype=self.dtype)
@@ -79,9 +80,12 @@ class Grounding(nn.Module):
         )
         self.logit_scale = self.param("logit_scale", named(nn.initializers.ones_init()), ())
 
-    def encode(self, images: Float[Array, "b h w 3"], train: bool = False) -> PixelFeatures:
-        """Normalised images with sides that are multiples of 32 -> features to keep with the image."""
-        return self.pixel_encoder(self.backbone(images, train))
+    def encode(self, images: Float[Array, "b h w 3"], keys: DropKeys | None = None) -> PixelFeatures:
+        """Normalised images with sides that are multiples of 32 -> features to keep with the image.
+
+        `keys`, one for each image, switch stochastic depth on (training).
+        """
+        return self.pixel_encoder(self.backbone(images, keys))
 
     def class_logits(
         self, states: Float[Array, "b n c"], phrases: Float[Array, "b p d"], phrase_mask: Bool[Array, "b p"]
@@ -165,10 +169,10 @@ class Grounding(nn.Module):
         phrases: Float[Array, "b p d"],
         phrase_mask: Bool[Array, "b p"],
         num_queries: int,
-        train: bool = False,
+        keys: DropKeys | None = None,
     ) -> tuple[dict[str, Prediction], PixelFeatures]:
         """`predict` on images that were not encoded yet; also returns their features."""
-        features = self.encode(images, train)
+        features = self.encode(images, keys)
         return self.predict(features, phrases, phrase_mask, num_queries), features
 
 

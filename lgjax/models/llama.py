@@ -224,12 +224,14 @@ class Llama(nn.Module):
     """The decoder. Parameters may be float32, bfloat16 or raw bits (`matmul.bfloat16_bits`).
 
     `scan_layers` compiles one layer for all of them, with parameters stacked under `layers` (`stack_layers`);
-    sown "hidden_states" (the input of each layer) are then stacked too. Source: spec/language_model.md 4.
+    sown "hidden_states" (the input of each layer) are then stacked too. `remat` computes layers again in the
+    backward pass. Source: spec/language_model.md 4.
     """
 
     config: LlamaConfig
     dtype: DTypeLike = jnp.float32
     scan_layers: bool = False
+    remat: bool = False
 
     def setup(self) -> None:
         config = self.config
@@ -239,10 +241,12 @@ class Llama(nn.Module):
             (config.vocab_size, config.hidden_size),
         )
         self.layers: Any
+        # inside a scan nothing can be merged across iterations, so the barrier against it may go
+        layer = nn.remat(LlamaLayer, prevent_cse=not self.scan_layers) if self.remat else LlamaLayer
         if self.scan_layers:
             in_axes: Any = (0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast)
             self.layers = nn.scan(
-                LlamaLayer,
+                layer,
                 variable_axes={"params": 0, "intermediates": 0},
                 split_rngs={"params": True},
                 in_axes=in_axes,
@@ -250,7 +254,7 @@ class Llama(nn.Module):
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )(config, self.dtype)
         else:
-            self.layers = [LlamaLayer(config, self.dtype) for _ in range(config.num_layers)]
+            self.layers = [layer(config, self.dtype) for _ in range(config.num_layers)]
         self.norm = RMSNorm(config.norm_eps, self.dtype)
         if not config.tie_embeddings:
             self.lm_head = Linear(
@@ -259,7 +263,9 @@ class Llama(nn.Module):
 
     def embed(self, ids: Int[Array, "*batch"]) -> Float[Array, "*batch d"]:
         """Look up token ids; the table is gathered before it is cast."""
-        rows = jnp.take(self.embed_tokens, ids, axis=0)
+        # each device needs whole rows for its own ids: gather the table's width, as of every other matrix
+        table = nn.with_logical_constraint(self.embed_tokens, ("vocab", None))
+        rows = jnp.take(table, ids, axis=0)
         return (widen(rows) if rows.dtype == jnp.uint16 else rows).astype(self.dtype)
 
     def logits(self, hidden: Float[Array, "*batch d"]) -> Float32[Array, "*batch vocab"]:

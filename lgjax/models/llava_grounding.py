@@ -69,48 +69,60 @@ class LlavaGrounding(nn.Module):
     """The joined model; parameters "clip", "projector", "llama", "grounding", "prompt".
 
     `dtype` is the compute type of tower, projector and language model; grounding and visual prompts compute
-    in float32. Parts whose config is None do not exist.
+    in float32. Parts whose config is None do not exist. `scan_layers` and `remat`: see `Llama`.
     """
 
     config: ModelConfig
     dtype: DTypeLike = jnp.float32
-    num_queries: int | None = None
     scan_layers: bool = False
+    remat: bool = False
 
     def setup(self) -> None:
         config, width = self.config, self.config.llama.hidden_size
         self.clip = ClipTower(config.clip, self.dtype)
         self.projector = Linear(width, ("vision", "embed"), dtype=self.dtype)
-        self.llama = Llama(config.llama, self.dtype, self.scan_layers)
+        self.llama = Llama(config.llama, self.dtype, self.scan_layers, self.remat)
         if config.grounding is not None:
-            self.grounding = Grounding(config.grounding, width)
+            self.grounding = Grounding(config.grounding, width, remat=self.remat)
         if config.prompt is not None:
-            self.prompt = Prompting(config.prompt, width)
+            self.prompt = Prompting(config.prompt, width, remat=self.remat)
 
-    def __call__(self, inputs: Inputs, train: bool = False) -> Outputs:
-        """One forward over everything, as training needs it; what is not used costs nothing under jit."""
-        config = self.config
-        tokens = self.projector(self.clip(inputs.clip_images))
-        objects, prompts, prompt_features = None, (), None
-        if config.prompt is not None:
-            objects, prompts, prompt_features = self.prompt(
-                inputs.pixels, inputs.prompts, inputs.is_box, inputs.prompt_mask, True, train
-            )
-        embeds = splice(self.llama.embed, inputs.plan, tokens, objects)
+    def image_tokens(self, clip_images: Float[Array, "b s s 3"]) -> Float[Array, "b n d"]:
+        """Embeddings that a picture puts into the language model."""
+        return self.projector(self.clip(clip_images))
+
+    def read(
+        self,
+        plan: BatchPlan,
+        tokens: Float[Array, "b n d"],
+        objects: Float[Array, "b r d"] | None = None,
+    ) -> Float[Array, "b t d"]:
+        """Hidden states of the language model over text, image tokens and object features."""
+        embeds = splice(self.llama.embed, plan, tokens, objects)
         positions = jnp.broadcast_to(jnp.arange(embeds.shape[1]), embeds.shape[:2])
-        hidden, _ = self.llama(embeds, positions, key_mask=jnp.asarray(inputs.plan.mask))
-        predictions, features = {}, None
-        if config.grounding is not None:
-            phrases = seg_states(hidden, inputs.seg_positions, inputs.seg_mask).astype(jnp.float32)
-            queries = self.num_queries or config.grounding.num_queries
-            predictions, features = self.grounding(inputs.pixels, phrases, inputs.seg_mask, queries, train)
-        if self.is_initializing():
-            self.llama.logits(hidden)
-        return Outputs(hidden, predictions, features, prompts, prompt_features)
+        return self.llama(embeds, positions, key_mask=jnp.asarray(plan.mask))[0]
 
     def logits(self, hidden: Float[Array, "*batch d"]) -> Float[Array, "*batch vocab"]:
         """Float32 logits of hidden states."""
         return self.llama.logits(hidden)
+
+    def __call__(self, inputs: Inputs, num_queries: int | None = None) -> Outputs:
+        """One forward over everything; what is not used costs nothing under jit."""
+        config = self.config
+        objects, prompts, prompt_features = None, (), None
+        if config.prompt is not None:
+            objects, prompts, prompt_features = self.prompt(
+                inputs.pixels, inputs.prompts, inputs.is_box, inputs.prompt_mask
+            )
+        hidden = self.read(inputs.plan, self.image_tokens(inputs.clip_images), objects)
+        predictions, features = {}, None
+        if config.grounding is not None:
+            phrases = seg_states(hidden, inputs.seg_positions, inputs.seg_mask).astype(jnp.float32)
+            queries = num_queries or config.grounding.num_queries
+            predictions, features = self.grounding(inputs.pixels, phrases, inputs.seg_mask, queries)
+        if self.is_initializing():
+            self.llama.logits(hidden)
+        return Outputs(hidden, predictions, features, prompts, prompt_features)
 
 
 def example_inputs(config: ModelConfig) -> Inputs:
@@ -131,19 +143,19 @@ def example_inputs(config: ModelConfig) -> Inputs:
     )
 
 
-def _boxed(config: ModelConfig) -> dict:
-    model = LlavaGrounding(config, num_queries=1)
-    return jax.eval_shape(lambda: model.init(jax.random.key(0), example_inputs(config)))["params"]
+def _boxed(config: ModelConfig, scan_layers: bool) -> dict:
+    model = LlavaGrounding(config, scan_layers=scan_layers)
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), example_inputs(config), 1))["params"]
 
 
-def abstract_params(config: ModelConfig) -> dict:
+def abstract_params(config: ModelConfig, scan_layers: bool = False) -> dict:
     """Shapes and dtypes of all parameters as a nested dict; nothing is allocated."""
-    return nn.unbox(_boxed(config))
+    return nn.unbox(_boxed(config, scan_layers))
 
 
-def logical_axes(config: ModelConfig) -> dict:
+def logical_axes(config: ModelConfig, scan_layers: bool = False) -> dict:
     """Logical axis names of all parameters: a tuple for each, in the nested dict of `abstract_params`."""
-    boxed = _boxed(config)
+    boxed = _boxed(config, scan_layers)
     return jax.tree.map(
         lambda leaf: tuple(leaf.names), boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned)
     )
@@ -151,6 +163,6 @@ def logical_axes(config: ModelConfig) -> dict:
 
 def init_params(config: ModelConfig, seed: int) -> dict:
     """Fresh float32 parameters, as training from nothing starts with them."""
-    model = LlavaGrounding(config, num_queries=1)
-    init = jax.jit(lambda key: model.init(key, example_inputs(config))["params"])
+    model = LlavaGrounding(config)
+    init = jax.jit(lambda key: model.init(key, example_inputs(config), 1)["params"])
     return nn.unbox(init(jax.random.key(seed)))

@@ -106,10 +106,14 @@ class EncoderLayer(nn.Module):
 
 
 class PixelEncoder(nn.Module):
-    """(res2, res3, res4, res5) -> PixelFeatures. Source: spec/grounding_model.md 4."""
+    """(res2, res3, res4, res5) -> PixelFeatures; `remat` computes layers again in the backward pass.
+
+    Source: spec/grounding_model.md 4.
+    """
 
     config: TransformerConfig
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, maps: tuple[jax.Array, ...]) -> PixelFeatures:
@@ -130,8 +134,9 @@ class PixelEncoder(nn.Module):
         position = (jnp.asarray(sine) + level_embed.astype(jnp.float32)[level])[None].astype(dtype)
         self.sow("intermediates", "pos", position)
         x = jnp.concatenate([s.reshape(s.shape[0], -1, width) for s in sources], 1)
+        layer_class = nn.remat(EncoderLayer, static_argnums=(3,)) if self.remat else EncoderLayer
         for i in range(config.encoder_layers):
-            x = EncoderLayer(config, dtype, name=f"layers_{i}")(x, position, level_sizes)
+            x = layer_class(config, dtype, name=f"layers_{i}")(x, position, level_sizes)
             self.sow("intermediates", f"layer{i}", x)
         levels = split_levels(x, level_sizes)
 

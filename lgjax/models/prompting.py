@@ -18,7 +18,7 @@ from lgjax.models.decoder import Decoder
 from lgjax.models.layers import MLP, Linear, named
 from lgjax.models.pixel_encoder import PixelEncoder, PixelFeatures
 from lgjax.models.position import inverse_sigmoid
-from lgjax.models.swin import Swin
+from lgjax.models.swin import DropKeys, Swin
 
 
 class PromptPrediction(NamedTuple):
@@ -39,12 +39,13 @@ class Prompting(nn.Module):
     config: PromptConfig
     embed_size: int
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     def setup(self) -> None:
         transformer, width = self.config.transformer, self.config.transformer.hidden_size
         normal = nn.initializers.normal(1.0)
-        self.backbone = Swin(self.config.swin, self.dtype)
-        self.pixel_encoder = PixelEncoder(transformer, self.dtype)
+        self.backbone = Swin(self.config.swin, self.dtype, self.remat)
+        self.pixel_encoder = PixelEncoder(transformer, self.dtype, self.remat)
         self.decoder = Decoder(transformer, self.dtype)
         self.iou_prediction_head = MLP((width, width, 1), None, dtype=self.dtype)
         self.obj_projector = Linear(self.embed_size, ("hidden", "embed"), dtype=self.dtype)
@@ -53,9 +54,12 @@ class Prompting(nn.Module):
         self.pb_embedding = self.param("pb_embedding", named(normal, None, "hidden"), (2, width))
         self.label_enc = self.param("label_enc", named(normal, None, "hidden"), (2, width))
 
-    def encode(self, images: Float[Array, "b h w 3"], train: bool = False) -> PixelFeatures:
-        """Normalised images with sides that are multiples of 32 -> features to keep with the image."""
-        return self.pixel_encoder(self.backbone(images, train))
+    def encode(self, images: Float[Array, "b h w 3"], keys: DropKeys | None = None) -> PixelFeatures:
+        """Normalised images with sides that are multiples of 32 -> features to keep with the image.
+
+        `keys`, one for each image, switch stochastic depth on (training).
+        """
+        return self.pixel_encoder(self.backbone(images, keys))
 
     def predict(
         self,
@@ -111,9 +115,9 @@ class Prompting(nn.Module):
         is_box: Int[Array, "b n"],
         prompt_mask: Bool[Array, "b n"],
         separate: bool = True,
-        train: bool = False,
+        keys: DropKeys | None = None,
     ) -> tuple[Float[Array, "b n d"], tuple[PromptPrediction, ...], PixelFeatures]:
         """Object features of prompts on images that were not encoded yet, with all predictions."""
-        features = self.encode(images, train)
+        features = self.encode(images, keys)
         predictions = self.predict(features, prompts, is_box, prompt_mask, separate)
         return self.object_features(predictions[-1]), predictions, features

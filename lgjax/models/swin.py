@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import functools
+import zlib
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from lgjax.config import SwinConfig
 from lgjax.models.layers import Conv, LayerNorm, Linear, named
 
+DropKeys = Key[Array, " b"]  # random keys of samples, for stochastic depth
 _truncated = nn.initializers.truncated_normal(0.02)
 
 
@@ -79,16 +81,20 @@ class WindowAttention(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Drop a residual branch for whole samples with probability `rate` (rng stream `drop_path`)."""
+    """Drop a residual branch for whole samples with probability `rate`; without keys nothing is dropped.
+
+    A sample's own key decides, so neither its place in the batch nor the devices change what is dropped.
+    """
 
     rate: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
-        if not train or self.rate == 0.0:
+    def __call__(self, x: Float[Array, "b h w c"], keys: DropKeys | None) -> Float[Array, "b h w c"]:
+        if keys is None or self.rate == 0.0:
             return x
-        keep = jax.random.bernoulli(self.make_rng("drop_path"), 1 - self.rate, (x.shape[0], 1, 1, 1))
-        return jnp.where(keep, x / (1 - self.rate), 0.0)
+        salt = zlib.crc32("/".join(self.path).encode())
+        draw = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, salt), 1 - self.rate))
+        return jnp.where(draw(keys)[:, None, None, None], x / (1 - self.rate), 0.0)
 
 
 class FeedForward(nn.Module):
@@ -116,7 +122,7 @@ class SwinBlock(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Float[Array, "b h w c"], keys: DropKeys | None) -> Float[Array, "b h w c"]:
         b, h, w, c = x.shape
         size, shift = self.window, self.window // 2
         padded_h, padded_w = -(-h // size) * size, -(-w // size) * size
@@ -133,10 +139,10 @@ class SwinBlock(nn.Module):
         y = y.reshape(b, padded_h, padded_w, c)
         if self.shifted:
             y = jnp.roll(y, (shift, shift), (1, 2))
-        x = x + DropPath(self.drop_path)(y[:, :h, :w], train)
+        x = x + DropPath(self.drop_path)(y[:, :h, :w], keys)
         y = LayerNorm(dtype=self.dtype, name="norm2")(x)
         y = FeedForward(self.mlp_ratio, self.dtype, name="mlp")(y)
-        return x + DropPath(self.drop_path)(y, train)
+        return x + DropPath(self.drop_path)(y, keys)
 
 
 class PatchMerging(nn.Module):
@@ -166,12 +172,14 @@ class SwinStage(nn.Module):
     drop_paths: tuple[float, ...]
     merge: bool
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x: Float[Array, "b h w c"], keys: DropKeys | None) -> tuple[jax.Array, jax.Array]:
         """Return the stage output and what the next stage starts from."""
+        block_class = nn.remat(SwinBlock) if self.remat else SwinBlock
         for i in range(self.depth):
-            block = SwinBlock(
+            block = block_class(
                 self.num_heads,
                 self.window,
                 i % 2 == 1,
@@ -180,7 +188,7 @@ class SwinStage(nn.Module):
                 self.dtype,
                 name=f"blocks_{i}",
             )
-            x = block(x, train)
+            x = block(x, keys)
             self.sow("intermediates", f"block{i}", x)
         if not self.merge:
             return x, x
@@ -206,6 +214,9 @@ class PatchEmbed(nn.Module):
 class Swin(nn.Module):
     """Normalised images [b, h, w, 3] -> (res2, res3, res4, res5) at stride 4, 8, 16, 32.
 
+    `keys`, one for each image, switch stochastic depth on; `remat` computes blocks again in the backward
+    pass.
+
     Source: spec/grounding_model.md 3.
 
     Raises:
@@ -214,9 +225,12 @@ class Swin(nn.Module):
 
     config: SwinConfig
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b h w 3"], train: bool = False) -> tuple[jax.Array, ...]:
+    def __call__(
+        self, images: Float[Array, "b h w 3"], keys: DropKeys | None = None
+    ) -> tuple[jax.Array, ...]:
         config = self.config
         if images.shape[1] % 32 or images.shape[2] % 32:
             raise ValueError(f"Swin needs image sides that are multiples of 32, got {images.shape[1:3]}")
@@ -234,8 +248,9 @@ class Swin(nn.Module):
                 tuple(rates[first : first + depth]),
                 stage < len(config.depths) - 1,
                 self.dtype,
+                self.remat,
                 name=f"layers_{stage}",
-            )(x, train)
+            )(x, keys)
             outputs.append(LayerNorm(dtype=self.dtype, name=f"norm{stage}")(out))
         self.sow("intermediates", "maps", tuple(outputs))
         return tuple(outputs)

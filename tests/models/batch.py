@@ -13,7 +13,7 @@ from lgjax.models.splice import plan_batch, plan_row
 from tests.weights import fill
 
 CONFIG = debug()
-MODEL = LlavaGrounding(CONFIG, num_queries=20)
+MODEL = LlavaGrounding(CONFIG)
 
 
 @functools.cache
@@ -55,7 +55,7 @@ def inputs(plans, clip, pixels, prompts, *, length: int, phrases: int, regions: 
 
 @jax.jit
 def forward(params: dict, batch: Inputs):
-    return MODEL.apply({"params": params}, batch)
+    return MODEL.apply({"params": params}, batch, 20)
 
 
 def assert_close(got, want, relative: float = 1e-5) -> None:

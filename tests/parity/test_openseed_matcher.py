@@ -77,10 +77,11 @@ def test_openseed_matcher(file, name, task):
             features,
             targets,
             source,
-            num_objects=targets.objects.sum(),
+            num_objects=targets.objects.sum()[None],
             phrase_counts=phrases,
             use_masks=use_masks,
         )
+        found = {key: value.sum() for key, value in found.items()}
         return sum(found.values()), (found, matches["final"])
 
     (_, (found, matches)), grads = jax.value_and_grad(losses, has_aux=True)(parts)

@@ -60,10 +60,11 @@ def step(name: str) -> dict:
             features.mask_features,
             targets,
             source,
-            num_objects=targets.objects.sum(),
+            num_objects=targets.objects.sum()[None],
             phrase_counts=width,
             use_masks=use_masks,
         )
+        found = {key: value.sum() for key, value in found.items()}
         parts = {"total": sum(found.values())}
         for group in ("cls", "box", "mask"):
             named = {"cls": ("mask_cls",), "box": ("bbox", "giou"), "mask": ("mask_bce", "mask_dice")}[group]

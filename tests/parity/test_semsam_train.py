@@ -74,8 +74,9 @@ def step(name: str) -> dict:
             data["real"],
             data["real"],
             points,
-            jnp.maximum(data["real"].sum(1), 1).sum(),
+            jnp.maximum(data["real"].sum(1), 1).sum()[None],
         )
+        found = {key: value.sum() for key, value in found.items()}
         means = jnp.where(data["real"][..., None], features**2, 0).sum((1, 2))
         surrogate = (means / jnp.asarray(sizes) / features.shape[-1]).sum()
         return {"total": sum(found.values()), "surrogate": surrogate}, (found, features)

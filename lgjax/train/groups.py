@@ -1,0 +1,116 @@
+"""What learns and what does not: parameters cut into a trained and a frozen part, and put together again.
+
+Both parts are flat dicts from parameter path to array. Besides paths of the model the trained part may hold
+`new_tokens/...` (the rows of the grounding tokens, where the tables are frozen) and `lora/...` (low-rank
+updates of matrices). Source: spec/training_and_data.md 2.1, 3.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lgjax.convert.store import FLOAT32_PARTS, flattened, nested
+from lgjax.models.llama import stack_layers, unstack_layers
+from lgjax.models.matmul import Int8, LowRank, dense, low_rank, quantize
+from lgjax.text.tokenizer import GROUNDING_TOKENS
+from lgjax.train.config import Rates, TrainConfig
+
+Flat = dict[str, Any]
+EMBED, HEAD = "llama/embed_tokens", "llama/lm_head/kernel"
+NEW_EMBED, NEW_HEAD = "new_tokens/embed", "new_tokens/head"
+LORA = "lora/"
+NEW = len(GROUNDING_TOKENS)
+_SLOW = ("/backbone/", "/sampling_offsets/")
+
+
+def group_of(path: str) -> str:
+    """Group of a parameter: a field of `Rates`, "_slow" behind it for the slow part of a vision model."""
+    if path.startswith(LORA):
+        return "llama"
+    if path in (EMBED, HEAD):
+        return "embed" if path == EMBED else "head"
+    part = path.split("/")[0]
+    slow = part in FLOAT32_PARTS and any(mark in path for mark in _SLOW)
+    return f"{part}_slow" if slow else part
+
+
+def rate_of(group: str, rates: Rates) -> float:
+    """Multiple of the run's rate that a group learns with."""
+    part = group.removesuffix("_slow")
+    return getattr(rates, part) * (rates.slow if group != part else 1.0)
+
+
+def split(params: Mapping[str, Any], config: TrainConfig, key: jax.Array) -> tuple[Flat, Flat]:
+    """Cut parameters (by path) into what learns, in float32, and what is frozen, in `config.frozen`.
+
+    `key` starts low-rank updates.
+    """
+    rates, trained, frozen = config.optim.rates, {}, {}
+    for number, (path, leaf) in enumerate(params.items()):
+        group = group_of(path)
+        adapted = config.optim.lora and _is_matrix(path)
+        learns = rate_of(group, rates) > 0 and not (config.optim.lora and group == "llama")
+        if learns:
+            trained[path] = leaf.astype(jnp.float32)
+            continue
+        if rates.llama and adapted:
+            pair = low_rank(leaf, config.optim.lora, jax.random.fold_in(key, number))
+            trained[f"{LORA}{path}/down"], trained[f"{LORA}{path}/up"] = pair
+        if rates.new_tokens and path in (EMBED, HEAD):
+            rows = leaf[-NEW:] if path == EMBED else leaf[:, -NEW:]
+            trained[NEW_EMBED if path == EMBED else NEW_HEAD] = rows.astype(jnp.float32)
+        frozen[path] = _frozen(path, leaf, config)
+    return trained, frozen
+
+
+def _is_matrix(path: str) -> bool:
+    """A matrix of a layer of the language model."""
+    return path.startswith("llama/layers") and path.endswith("/kernel")
+
+
+def _frozen(path: str, leaf: jax.Array, config: TrainConfig) -> Any:
+    if path.split("/")[0] in FLOAT32_PARTS:
+        return leaf.astype(jnp.float32)
+    if config.frozen == "int8":
+        return quantize(leaf) if _is_matrix(path) else leaf.astype(jnp.bfloat16)
+    return leaf.astype(config.frozen)
+
+
+def join(trained: Mapping[str, Any], frozen: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
+    """The parameters of the model as a nested dict; what learns in its language part is cast to `dtype`."""
+    params = dict(frozen)
+    for path, leaf in trained.items():
+        cast = leaf if path.split("/")[0] in FLOAT32_PARTS else leaf.astype(dtype)
+        if path == NEW_EMBED:
+            params[EMBED] = frozen[EMBED].at[-NEW:].set(cast.astype(frozen[EMBED].dtype))
+        elif path == NEW_HEAD:
+            params[HEAD] = frozen[HEAD].at[:, -NEW:].set(cast.astype(frozen[HEAD].dtype))
+        elif path.startswith(LORA):
+            if path.endswith("/down"):
+                base = path.removeprefix(LORA).removesuffix("/down")
+                up = trained[f"{LORA}{base}/up"].astype(dtype)
+                params[base] = LowRank(frozen[base], cast, up)
+        else:
+            params[path] = cast
+    return nested(params)
+
+
+def whole(trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters as checkpoints hold them: plain arrays, layers apart, updates merged."""
+    params = jax.tree.map(
+        lambda leaf: dense(leaf) if isinstance(leaf, Int8 | LowRank) else leaf,
+        join(trained, frozen, jnp.float32),
+        is_leaf=lambda leaf: isinstance(leaf, Int8 | LowRank),
+    )
+    if "layers" in params["llama"]:
+        params["llama"] = unstack_layers(params["llama"])
+    return params
+
+
+def stacked(params: dict[str, Any]) -> Flat:
+    """Parameters of a checkpoint with the layers of the language model in one array each, by path."""
+    return flattened({**params, "llama": stack_layers(params["llama"])})

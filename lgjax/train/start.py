@@ -1,0 +1,184 @@
+"""Where a run starts: parameters of checkpoints, fresh ones where none has them, and the tokenizer.
+
+Source: spec/training_and_data.md 2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from lgjax.config import ModelConfig
+from lgjax.convert import meta, store
+from lgjax.convert.store import flattened, nested
+from lgjax.models.llava_grounding import LlavaGrounding, abstract_params, example_inputs, logical_axes
+from lgjax.parallel.rules import shardings
+from lgjax.text.tokenizer import ADDED_FILE, MODEL_FILE, Tokenizer
+from lgjax.train.config import TrainConfig
+from lgjax.train.groups import EMBED, HEAD, Flat, split, stacked
+from lgjax.train.step import TrainState, init_state, on_mesh, state_shardings
+
+
+def load_tokenizer(config: TrainConfig) -> Tokenizer:
+    """The tokenizer of a run; a plain LLaMA one gets the grounding tokens behind its last piece.
+
+    Raises:
+        FileNotFoundError, ValueError: there is none, or it has another number of ids than the model has rows.
+    """
+    places = [Path(config.tokenizer)] if config.tokenizer else []
+    places += [Path(folder) / store.TOKENIZER for folder in reversed(config.start)]
+    for place in places:
+        model = place / MODEL_FILE if place.is_dir() else place
+        if model.is_file():
+            added = (model.parent / ADDED_FILE).is_file()
+            found = Tokenizer.load(model) if added else Tokenizer.from_model_file(model)
+            break
+    else:
+        if config.tokenizer:
+            raise FileNotFoundError(f"no tokenizer at {config.tokenizer}")
+        shipped = importlib.resources.files("lgjax") / "assets" / "debug_tokenizer.model"
+        with importlib.resources.as_file(shipped) as file:
+            found, model = Tokenizer.from_model_file(file), Path("the package's small tokenizer")
+    rows = config.model.llama.vocab_size
+    if found.vocab_size != rows:
+        raise ValueError(
+            f"{model} has {found.vocab_size} ids with the grounding tokens, the model {rows} rows "
+            "(model.llama.vocab_size); give the tokenizer of the language model by --tokenizer"
+        )
+    return found
+
+
+def start_state(config: TrainConfig, mesh: Mesh) -> TrainState:
+    """The state before the first step, on its devices. The same configuration always gives the same state.
+
+    Raises:
+        FileNotFoundError, ValueError: a start folder cannot be read, or its parts have other sizes than the
+            configuration.
+    """
+    places = state_shardings(abstract_state(config), config, mesh)
+    params = _start_params(config, mesh)
+
+    def begin(trained: Flat, frozen: Flat) -> TrainState:
+        return init_state(config, trained, frozen)
+
+    with on_mesh(mesh):
+        cut = jax.jit(_cut(config), out_shardings=(places.trained, places.frozen))
+        trained, frozen = cut(params)
+        del params
+        return jax.jit(begin, out_shardings=places, donate_argnums=(0, 1))(trained, frozen)
+
+
+def start_frozen(config: TrainConfig, mesh: Mesh) -> Flat:
+    """The frozen part of `start_state` alone, for a run that goes on.
+
+    Raises:
+        FileNotFoundError, ValueError: see `start_state`.
+    """
+    places = state_shardings(abstract_state(config), config, mesh)
+    params = _start_params(config, mesh)
+    with on_mesh(mesh):
+        return jax.jit(lambda params: _cut(config)(params)[1], out_shardings=places.frozen)(params)
+
+
+def _cut(config: TrainConfig) -> Callable[[Flat], tuple[Flat, Flat]]:
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    return lambda params: split(params, config, key)
+
+
+def placed(abstract: TrainState, config: TrainConfig, mesh: Mesh) -> TrainState:
+    """Shapes of a state with their shardings, as a restore wants them."""
+
+    def one(leaf: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    return jax.tree.map(one, abstract, state_shardings(abstract, config, mesh))
+
+
+def abstract_state(config: TrainConfig) -> TrainState:
+    """Shapes of a run's state; nothing is allocated."""
+
+    def make(params: Any) -> TrainState:
+        return init_state(config, *split(params, config, jax.random.key(0)))
+
+    return jax.eval_shape(make, flattened(abstract_params(config.model, config.scan_layers)))
+
+
+def _start_params(config: TrainConfig, mesh: Mesh) -> Flat:
+    """All parameters by path, on their devices."""
+    wanted = flattened(abstract_params(config.model))
+    found: Flat = {}
+    for folder in config.start:
+        found |= _from_folder(folder, config.model, wanted, mesh)
+    fresh = [path for path in wanted if path not in found]
+    if fresh:
+        found |= _fresh(config, fresh, mesh)
+    found = {path: found[path] for path in wanted}
+    return stacked(nested(found)) if config.scan_layers else found
+
+
+def _from_folder(folder: str, model: ModelConfig, wanted: Flat, mesh: Mesh) -> Flat:
+    recorded = meta.read(folder)
+    parts = [part for part in recorded.parts if part != "projector" and getattr(model, part, None)]
+    for part in parts:
+        _check_sizes(folder, part, getattr(recorded.config, part), getattr(model, part))
+    with_projector = [*parts, *(["projector"] if "projector" in recorded.parts else [])]
+    params = flattened(store.load(folder, mesh=mesh, parts=with_projector).params)
+    out = {}
+    for path, leaf in params.items():
+        leaf = _with_new_rows(path, leaf, wanted[path].shape)
+        if leaf.shape != wanted[path].shape:
+            raise ValueError(
+                f"{folder} holds '{path}' of shape {list(leaf.shape)}, the configuration asks for "
+                f"{list(wanted[path].shape)}"
+            )
+        out[path] = leaf
+    return out
+
+
+def _check_sizes(folder: str, part: str, found: Any, wanted: Any) -> None:
+    """Raise ValueError naming the first size in which a part of a checkpoint differs."""
+    free = ("vocab_size", "image_size", "num_queries", "drop_path_rate")  # no weight depends on these
+
+    def compare(name: str, found: Any, wanted: Any) -> None:
+        if dataclasses.is_dataclass(found) and dataclasses.is_dataclass(wanted):
+            for field in dataclasses.fields(found):
+                if field.name not in free or (part == "clip" and field.name == "image_size"):
+                    compare(f"{name}.{field.name}", getattr(found, field.name), getattr(wanted, field.name))
+        elif found != wanted:
+            raise ValueError(
+                f"{folder} has {name} = {found}, the configuration {wanted}; give --{name} or another folder"
+            )
+
+    compare(f"model.{part}", found, wanted)
+
+
+def _with_new_rows(path: str, leaf: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """Append rows for new tokens to a table: the mean of all others. Source: spec 2.1."""
+    axis = {EMBED: 0, HEAD: 1}.get(path)
+    if axis is None or leaf.shape[axis] >= shape[axis]:
+        return leaf
+    count = shape[axis] - leaf.shape[axis]
+    mean = leaf.astype(jnp.float32).mean(axis, keepdims=True).astype(leaf.dtype)
+    return jnp.concatenate([leaf, jnp.repeat(mean, count, axis)], axis)
+
+
+def _fresh(config: TrainConfig, paths: Sequence[str], mesh: Mesh) -> Flat:
+    """Fresh float32 parameters; those that are not asked for are never made."""
+    model = LlavaGrounding(config.model)
+
+    def make(key: jax.Array) -> Flat:
+        made = flattened(nn.unbox(model.init(key, example_inputs(config.model), 1)["params"]))
+        return {path: made[path] for path in paths}
+
+    abstract = jax.eval_shape(make, jax.random.key(0))
+    axes = flattened(logical_axes(config.model))
+    where: dict[str, NamedSharding] = shardings(abstract, {path: axes[path] for path in paths}, mesh)
+    return jax.jit(make, out_shardings=where)(jax.random.key(config.seed))

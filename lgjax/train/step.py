@@ -1,0 +1,197 @@
+"""One step of training as a pure function of state, rows and a random key.
+
+Source: spec/training_and_data.md 14.1, 14.3, 14.4.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Key
+
+from lgjax.convert.store import flattened
+from lgjax.models.llava_grounding import logical_axes
+from lgjax.models.matmul import Int8
+from lgjax.parallel.mesh import BATCH_AXES
+from lgjax.parallel.rules import RULES, partition_spec
+from lgjax.train.config import TrainConfig
+from lgjax.train.groups import EMBED, HEAD, LORA, NEW_EMBED, NEW_HEAD, Flat, group_of, join
+from lgjax.train.objective import Normalisers, Objective, Rows, Shape, families, normalisers
+from lgjax.train.optimizer import make_optimizer, schedule
+
+Metrics = dict[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+    """step: how many were taken; trained, frozen: see `groups.split`; optimizer: its state."""
+
+    step: jax.Array
+    trained: Flat
+    optimizer: optax.ApplyIfFiniteState
+    frozen: Flat
+
+
+TrainStep = Callable[[TrainState, Rows, Key[jax.Array, ""]], tuple[TrainState, Metrics]]
+
+
+def make_objective(config: TrainConfig, mesh: Mesh) -> Objective:
+    """The losses of a run's batches."""
+    return Objective(
+        config.model,
+        config.loss,
+        Shape(config.data.grounded_rows, config.data.text_rows),
+        mesh,
+        jnp.dtype(config.compute),
+        config.scan_layers,
+        config.remat,
+    )
+
+
+def init_state(config: TrainConfig, trained: Flat, frozen: Flat) -> TrainState:
+    """The state before the first step."""
+    optimizer = make_optimizer(config.optim, config.steps, trained)
+    return TrainState(jnp.zeros((), jnp.int32), trained, cast(Any, optimizer.init(trained)), frozen)
+
+
+def make_step(config: TrainConfig, mesh: Mesh) -> TrainStep:
+    """Return the step function of a run, to be jitted under `on_mesh` with the state donated.
+
+    The key is that of the run; each step and sample has random numbers of its own. Metrics: "loss", losses
+    by kind as "loss/...", those of the last layers as "last/...", norms of gradients of each group as
+    "norm/...", "rate", "tokens" and "images" of the step, "skipped" (1 for a step whose loss or gradients are
+    not finite, which changes no parameter) and "bad_steps" (how many of these came in a row).
+    """
+    objective = make_objective(config, mesh)
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    dtype = jnp.dtype(config.compute)
+
+    def train_step(state: TrainState, rows: Rows, key: jax.Array) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(key, state.step)
+        counts = normalisers(rows, config.loss, objective.shape)
+
+        def loss(trained: Flat, rows: Rows, counts: Normalisers) -> tuple[jax.Array, Metrics]:
+            losses = objective(join(trained, state.frozen, dtype), rows, counts, key)
+            total = sum(losses.values(), jnp.zeros(()))
+            last = {name: value for name, value in losses.items() if name.endswith("_0")}
+            named = {f"loss/{name}": value for name, value in families(losses).items()}
+            named |= {f"last/{name}": value for name, value in families(last).items()}
+            return total, {"loss": total, **named}
+
+        gradient = jax.grad(loss, has_aux=True)
+        if config.accumulate == 1:
+            grads, metrics = gradient(state.trained, rows, counts)
+        else:
+            parts = _micro_batches((rows, counts), devices, config.accumulate)
+
+            def add(sums: Any, part: Any) -> tuple[Any, None]:
+                return jax.tree.map(jnp.add, sums, gradient(state.trained, *part)), None
+
+            shapes = jax.eval_shape(gradient, state.trained, *jax.tree.map(lambda x: x[0], parts))
+            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+            (grads, metrics), _ = jax.lax.scan(add, zeros, parts)
+        finite = jnp.isfinite(metrics["loss"])
+        grads = jax.tree.map(lambda leaf: jnp.where(finite, leaf, jnp.nan), grads)
+        optimizer = make_optimizer(config.optim, config.steps, state.trained)
+        updates, new = optimizer.update(grads, state.optimizer, state.trained)
+        assert isinstance(new, optax.ApplyIfFiniteState)
+        trained = cast(Flat, optax.apply_updates(state.trained, updates))
+        metrics |= {
+            **_norms(grads),
+            "rate": config.optim.lr * schedule(config.optim, config.steps)(state.step),
+            "tokens": rows.language.plan.lengths.sum(),
+            "images": jnp.asarray(rows.language.lm_weight.shape[0]),
+            "skipped": ~new.last_finite,
+            "bad_steps": new.notfinite_count,
+        }
+        return TrainState(state.step + 1, trained, new, state.frozen), metrics
+
+    return train_step
+
+
+def _norms(grads: Flat) -> Metrics:
+    """Norm of the gradients of each group."""
+    squares: Metrics = {}
+    for path, leaf in grads.items():
+        name = f"norm/{group_of(path)}"
+        squares[name] = squares.get(name, jnp.zeros(())) + jnp.square(leaf).sum()
+    return {name: jnp.sqrt(value) for name, value in squares.items()}
+
+
+def _micro_batches(tree: Any, devices: int, count: int) -> Any:
+    """Cut rows into `count` parts along a new first axis, each with an equal share of every device's rows."""
+
+    def cut(array: jax.Array) -> jax.Array:
+        rows = array.reshape(devices, count, -1, *array.shape[1:]).swapaxes(0, 1)
+        rows = rows.reshape(count, -1, *array.shape[1:])
+        spec = PartitionSpec(None, BATCH_AXES)
+        return jax.lax.with_sharding_constraint(rows, spec) if devices > 1 else rows
+
+    return jax.tree.map(cut, tree)
+
+
+def check_mesh(config: TrainConfig, mesh: Mesh) -> None:
+    """Raise ValueError where a step's groups cannot be shared out over the devices of a mesh."""
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.data.groups % (devices * config.accumulate):
+        raise ValueError(
+            f"data.groups {config.data.groups} cannot be shared by {devices} devices (data x fsdp) times "
+            f"{config.accumulate} micro-batches; make it a multiple of {devices * config.accumulate}"
+        )
+
+
+@contextlib.contextmanager
+def on_mesh(mesh: Mesh) -> Iterator[None]:
+    """Where steps are traced and run: logical axis names mean the axes of `mesh`."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        yield
+
+
+def row_sharding(mesh: Mesh) -> NamedSharding:
+    """How rows lie on a mesh."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def parameter_shardings(abstract: Flat, config: TrainConfig, mesh: Mesh) -> dict[str, Any]:
+    """Sharding of every array of a trained or frozen part, from the logical axes of its parameter."""
+    axes = flattened(logical_axes(config.model, config.scan_layers))
+
+    def spec(shape: tuple[int, ...], names: tuple[str | None, ...]) -> NamedSharding:
+        return NamedSharding(mesh, partition_spec(shape, names, mesh))
+
+    def one(path: str, leaf: Any) -> Any:
+        if isinstance(leaf, Int8):
+            names = axes[path]
+            parts = spec(leaf.values.shape, names), spec(leaf.scale.shape, (*names[:-2], names[-1]))
+            return Int8(*cast(Any, parts))
+        if path.startswith(LORA):
+            names = axes[path.removeprefix(LORA).rpartition("/")[0]]
+            outer = (names[-2], None) if path.endswith("/down") else (None, names[-1])
+            return spec(leaf.shape, (*names[:-2], *outer))
+        if path in (NEW_EMBED, NEW_HEAD):
+            names = axes[EMBED] if path == NEW_EMBED else axes[HEAD]
+            return spec(leaf.shape, tuple(None if name == "vocab" else name for name in names))
+        return spec(leaf.shape, axes[path])
+
+    return {path: one(path, leaf) for path, leaf in abstract.items()}
+
+
+def state_shardings(state: TrainState, config: TrainConfig, mesh: Mesh) -> TrainState:
+    """Sharding of every array of a state (of anything with shapes); moments lie as their parameters."""
+    trained = parameter_shardings(state.trained, config, mesh)
+    frozen = parameter_shardings(state.frozen, config, mesh)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def moment(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+        found = [name for name in names if name in trained]
+        return trained[found[-1]] if found and leaf.ndim else everywhere
+
+    optimizer = jax.tree_util.tree_map_with_path(moment, state.optimizer)
+    return TrainState(cast(Any, everywhere), trained, optimizer, frozen)
