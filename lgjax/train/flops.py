@@ -12,6 +12,7 @@ import itertools
 import re
 import time
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -126,7 +127,7 @@ def step_flops(forward: Mapping[str, float], trained: Collection[str]) -> float:
     return sum(count * (1 + needs_gradient(part) + (part in learns)) for part, count in forward.items())
 
 
-def peak_flops(device: jax.Device) -> float | None:
+def peak_flops(device: Any) -> float | None:
     """Operations a second that a device reaches at best; None for one that is not known.
 
     Of TPUs and GPUs the data sheet's bfloat16 figure. CPUs have none, so a float32 product is timed (under a
@@ -140,7 +141,7 @@ def peak_flops(device: jax.Device) -> float | None:
     return None
 
 
-def peak_flops_of_all(devices: Sequence[jax.Device]) -> float | None:
+def peak_flops_of_all(devices: Sequence[Any]) -> float | None:
     """`peak_flops` of several devices of one kind together; the CPU devices of a process count as one."""
     here = jax.process_index()
     first = next((device for device in devices if device.process_index == here), devices[0])
@@ -149,7 +150,7 @@ def peak_flops_of_all(devices: Sequence[jax.Device]) -> float | None:
     return None if peak is None else peak * len(counted)
 
 
-def _measured(device: jax.Device, size: int = 1024, runs: int = 10, seconds: float = 0.5) -> float:
+def _measured(device: Any, size: int = 1024, runs: int = 10, seconds: float = 0.5) -> float:
     """Best rate of a square float32 product; `seconds` end the trials of a slow device early."""
     best, multiply = float("inf"), jax.jit(jnp.matmul)
     with jax.set_mesh(make_mesh(devices=[device])):  # whatever mesh the caller is in
