@@ -130,17 +130,15 @@ class Report:
     def _means(self, step: int) -> dict[str, int | float]:
         steps = jax.device_get(self._steps)
         names = dict.fromkeys(name for entry in steps for name in entry.metrics)
-        means = {
-            name: float(
-                np.mean([entry.metrics[name] for entry in steps if name in entry.metrics], dtype=float)
-            )
-            for name in names
-        }
+        means: dict[str, int | float] = {}
+        for name in names:
+            values = [float(entry.metrics[name]) for entry in steps if name in entry.metrics]
+            means[name] = float(np.mean(values))
         seconds = sum(entry.seconds for entry in steps)
         means["speed/step_seconds"] = seconds / len(steps)
         means["speed/data_share"] = sum(entry.waited for entry in steps) / seconds
-        means["speed/tokens_per_second"] = float(sum(entry.tokens for entry in steps) / seconds)
-        means["speed/images_per_second"] = float(sum(entry.images for entry in steps) / seconds)
+        means["speed/tokens_per_second"] = sum(float(entry.tokens) for entry in steps) / seconds
+        means["speed/images_per_second"] = sum(float(entry.images) for entry in steps) / seconds
         if self._flops is not None and self._peak is not None:
             means["speed/utilisation"] = self._flops * len(steps) / seconds / self._peak
         means["speed/seconds_left"] = (self._total_steps - step) * seconds / len(steps)

@@ -56,7 +56,9 @@ def test_a_line_holds_the_means_since_the_last_one(tmp_path: Path, console: Cons
     with Report(tmp_path, total_steps=5, every=2, flops=30.0, peak=100.0, console=console) as report:
         assert report.add(1, {"loss": jnp.float32(1), "skipped": 0}, **SPEED) is None
         second = {"seconds": 1.5, "waited": 0.3, "tokens": np.int64(500), "images": jnp.int32(8)}
-        row = report.add(2, {"loss": jnp.float32(4), "skipped": 1, "grad_norm": 7.0}, **second)
+        row = report.add(
+            2, {"loss": jnp.float32(4), "skipped": jnp.array(True), "grad_norm": jnp.bfloat16(7)}, **second
+        )
         report.add(3, {"loss": 10}, **SPEED)
         report.add(4, {"loss": 20}, **SPEED)
         report.add(5, {"loss": 30}, **SPEED)  # the last step always has a line
