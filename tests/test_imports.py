@@ -18,6 +18,7 @@ ALLOWED = {
     "parallel": {"config", "models"},
     "convert": {"config", "models", "parallel", "text"},
     "infer": {"config", "models", "parallel", "text", "data", "convert", "draw"},
+    "train": {"config", "data", "losses", "models", "parallel", "convert", "infer", "text", "draw"},
     "draw": {"text"},
     "terminal": {"config", "convert", "draw", "infer", "parallel"},
     "cli": {"terminal", "convert", "data", "infer"},

@@ -1,0 +1,1 @@
+"""Training: stages, optimiser, step, loop, checkpoints, and how a run is reported."""
