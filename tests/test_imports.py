@@ -21,7 +21,7 @@ ALLOWED = {
     "train": {"config", "data", "losses", "models", "parallel", "convert", "infer", "text", "draw"},
     "draw": {"text"},
     "terminal": {"config", "convert", "draw", "infer", "parallel"},
-    "cli": {"terminal", "convert", "data", "infer"},
+    "cli": {"terminal", "convert", "data", "infer", "train"},
     "__main__": {"cli"},
     "__init__": {"infer", "config"},
 }

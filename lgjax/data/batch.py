@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -25,11 +25,12 @@ from lgjax.data.rounds import Round, Wording, render, rounds_of
 from lgjax.data.schema import KINDS, Object, Record
 from lgjax.models.splice import BatchPlan, plan_batch, plan_row
 from lgjax.text.conversation import VISUAL_PROMPT_MARK, VISUAL_PROMPT_TAG, training_ids
-from lgjax.text.tokenizer import Tokenizer
+from lgjax.text.tokenizer import IMAGE_PLACEHOLDER, Tokenizer
 
 CUTS = ("rounds", "tokens", "phrases", "objects")
 REGION_TOKEN = -201  # stands for a visual prompt among token ids, where " %" may also be a word
 FAULT_BYTES = 240
+Layout = Literal["v1", "plain"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,8 @@ class BatchConfig:
     length: positions of a row, image slots included; phrases, objects: most of one sample; clip_side,
     num_patches: CLIP's picture and its image tokens; canvas: side of the grounding view; mask_side: side of
     the masks, a multiple of 8 that need not be the canvas; seg_state: which hidden state stands for a phrase
-    (released training: "at"); wording: see `rounds_of`.
+    (released training: "at"); wording: see `rounds_of`; template: "plain" (stage 0) learns the first answer
+    and a newline right behind the picture, without any words around them.
     """
 
     length: int = 1536
@@ -51,6 +53,7 @@ class BatchConfig:
     mask_side: int = 512
     seg_state: SegState = "at"
     wording: Wording = "released"
+    template: Layout = "v1"
 
     @classmethod
     def of(cls, model: ModelConfig, **changes) -> BatchConfig:
@@ -163,6 +166,8 @@ class SampleMaker:
         config = self.config
         sample_id = rng.integers(2**32, dtype=np.uint32)
         rounds = rounds_of(record, rng, config.wording)
+        if config.template == "plain":
+            rounds = rounds[:1]
         if not self.grounded and any(one.regions for one in rounds):
             raise ValueError("a sample with visual prompts needs a grounded row")
         image = None if record.image is None else picture_of(record)
@@ -229,6 +234,8 @@ def encode(rounds: tuple[Round, ...], tokenizer: Tokenizer, config: BatchConfig,
     """
     slots = config.num_patches - 1 if has_image else 0
     room = config.length - slots
+    if config.template == "plain":
+        return _encode_plain(rounds[0], tokenizer, room, has_image)
     while True:
         prompt = render(rounds)
         marked = prompt.replace(VISUAL_PROMPT_TAG, f"{VISUAL_PROMPT_MARK} ")
@@ -250,6 +257,19 @@ def encode(rounds: tuple[Round, ...], tokenizer: Tokenizer, config: BatchConfig,
     segs = [i + slots if has_image else i for i, label in enumerate(labels) if label == tokenizer.seg_id]
     kept = sum(position < room for position in marks_at)
     return Text(ids, labels, rounds, tuple(regions[:kept]), segs, cut)
+
+
+def _encode_plain(first: Round, tokenizer: Tokenizer, room: int, has_image: bool) -> Text:
+    """The answer behind the picture. Source: spec/training_and_data.md 2.0.
+
+    Raises:
+        ValueError: an answer with phrases or visual prompts, which this template has no place for.
+    """
+    if not has_image or first.phrases or first.regions:
+        raise ValueError("the plain template is for captions of pictures, without phrases or visual prompts")
+    ids = tokenizer.encode_prompt(f"{IMAGE_PLACEHOLDER}{first.answer}\n")
+    labels = [IGNORE_LABEL, IGNORE_LABEL, *ids[2:]]
+    return Text(ids[:room], labels[:room], (first,), (), [], max(0, len(ids) - room))
 
 
 def _region_positions(prompt: str, ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:

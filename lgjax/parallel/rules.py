@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 MeshAxes = str | tuple[str, ...] | None
 
@@ -38,7 +38,9 @@ RULES: tuple[tuple[str, MeshAxes], ...] = (
 _TABLE = dict(RULES)
 
 
-def partition_spec(shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh) -> PartitionSpec:
+def partition_spec(
+    shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh | AbstractMesh
+) -> PartitionSpec:
     """Choose the mesh axes of one array from the logical names of its dimensions.
 
     A mesh axis is left out where it does not divide the dimension (a vocabulary of 32003 rows) and where an

@@ -1,1 +1,1 @@
-"""Training: stages, optimiser, step, loop, checkpoints, and how a run is reported."""
+"""Training: what a stage trains (config, groups), what it minimises (objective), how it runs (step, loop)."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from lgjax.config import ModelConfig
 from lgjax.convert.meta import from_json
-from lgjax.data.batch import BatchConfig
+from lgjax.data.batch import BatchConfig, Layout
 from lgjax.data.pipeline import Mixture, Stream
 from lgjax.data.rounds import Wording
 from lgjax.data.scene_text import SORTS, Sort
@@ -89,8 +89,8 @@ class FirstRecords(Sequence[Any]):
 class DataConfig:
     """A batch is `groups` groups of `grounded_rows` grounded samples and `text_rows` samples of text.
 
-    groups: of a whole step, over all devices and micro-batches. length, phrases, objects, mask_side, wording:
-    see `lgjax.data.batch.BatchConfig`. held_out: grounded samples that the run is measured on. workers:
+    groups: of a whole step, over all devices and micro-batches. length, phrases, objects, mask_side, wording,
+    template: see `lgjax.data.batch.BatchConfig`. held_out: grounded samples that the run is measured on. workers:
     processes a host that make batches; 0 makes them in threads.
     """
 
@@ -105,6 +105,7 @@ class DataConfig:
     objects: int = 100
     mask_side: int = 512
     wording: Wording = "released"
+    template: Layout = "v1"
     workers: int = 0
 
     def mixture(self) -> Mixture:
@@ -139,6 +140,7 @@ class DataConfig:
             objects=self.objects,
             mask_side=self.mask_side,
             wording=self.wording,
+            template=self.template,
             seg_state=model.seg_state,
         )
 

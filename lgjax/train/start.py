@@ -14,7 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from lgjax.config import ModelConfig
 from lgjax.convert import meta, store
@@ -93,7 +93,7 @@ def _cut(config: TrainConfig) -> Callable[[Flat], tuple[Flat, Flat]]:
     return lambda params: split(params, config, key)
 
 
-def placed(abstract: TrainState, config: TrainConfig, mesh: Mesh) -> TrainState:
+def placed(abstract: TrainState, config: TrainConfig, mesh: Mesh | AbstractMesh) -> TrainState:
     """Shapes of a state with their shardings, as a restore wants them."""
 
     def one(leaf: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Key
 
 from lgjax.convert.store import flattened
@@ -136,7 +136,7 @@ def _micro_batches(tree: Any, devices: int, count: int) -> Any:
     return jax.tree.map(cut, tree)
 
 
-def check_mesh(config: TrainConfig, mesh: Mesh) -> None:
+def check_mesh(config: TrainConfig, mesh: Mesh | AbstractMesh) -> None:
     """Raise ValueError where a step's groups cannot be shared out over the devices of a mesh."""
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.data.groups % (devices * config.accumulate):
@@ -158,7 +158,7 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def parameter_shardings(abstract: Flat, config: TrainConfig, mesh: Mesh) -> dict[str, Any]:
+def parameter_shardings(abstract: Flat, config: TrainConfig, mesh: Mesh | AbstractMesh) -> dict[str, Any]:
     """Sharding of every array of a trained or frozen part, from the logical axes of its parameter."""
     axes = flattened(logical_axes(config.model, config.scan_layers))
 
@@ -182,7 +182,7 @@ def parameter_shardings(abstract: Flat, config: TrainConfig, mesh: Mesh) -> dict
     return {path: one(path, leaf) for path, leaf in abstract.items()}
 
 
-def state_shardings(state: TrainState, config: TrainConfig, mesh: Mesh) -> TrainState:
+def state_shardings(state: TrainState, config: TrainConfig, mesh: Mesh | AbstractMesh) -> TrainState:
     """Sharding of every array of a state (of anything with shapes); moments lie as their parameters."""
     trained = parameter_shardings(state.trained, config, mesh)
     frozen = parameter_shardings(state.frozen, config, mesh)
