@@ -112,11 +112,13 @@ def matmul(
 ) -> Float[Array, "*batch o"]:
     """Return x @ kernel in the dtype of `x`; raw bits and int8 are summed in float32, and are constants."""
     if isinstance(kernel, LowRank):
-        return matmul(x, kernel.base) + matmul(matmul(x, kernel.down), kernel.up)
-    if isinstance(kernel, Int8):
-        return (_frozen(x.astype(jnp.float32), kernel.values, x.dtype, False) * kernel.scale).astype(x.dtype)
-    if kernel.dtype == jnp.uint16:
-        return _frozen(x.astype(jnp.float32), kernel, x.dtype, False).astype(x.dtype)
+        rows = x.reshape(-1, x.shape[-1])  # gradients of a product over two axes copy `x` on CPUs
+        change = matmul(matmul(rows, kernel.down), kernel.up)
+        frozen = isinstance(kernel.base, Int8) or kernel.base.dtype == jnp.uint16
+        y = _frozen(rows, kernel.base, change) if frozen else change + matmul(rows, kernel.base)
+        return y.reshape(*x.shape[:-1], y.shape[-1])
+    if isinstance(kernel, Int8) or kernel.dtype == jnp.uint16:
+        return _frozen(x, kernel)
     return jnp.matmul(x, kernel.astype(x.dtype))
 
 
@@ -125,65 +127,80 @@ def matmul_transposed(
 ) -> Float[Array, "*batch o"]:
     """Return x @ table.T in the dtype of `x`, table [out, in], e.g. a tied embedding."""
     if table.dtype == jnp.uint16:
-        return _frozen(x.astype(jnp.float32), table, x.dtype, True).astype(x.dtype)
+        return _frozen(x, table, transposed=True)
     return jnp.matmul(x, table.astype(x.dtype).T)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _frozen(
-    x: Float32[Array, "*batch n"], stored: Array, dtype: DTypeLike, transposed: bool
-) -> Float32[Array, "*batch m"]:
-    """Return x @ stored, or x @ stored.T, computed in `dtype` where that is not a CPU.
+def _frozen(x, kernel, start=None, transposed: bool = False):
+    """Return start + x @ kernel (or x @ kernel.T) in the dtype of `x`, for raw bits and int8."""
+    rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    values = kernel.values if isinstance(kernel, Int8) else kernel
+    shape = (rows.shape[0], values.shape[0 if transposed else 1])
+    start = jnp.zeros(shape, jnp.float32) if start is None else start.astype(jnp.float32)
+    y = _add_product(start, rows, kernel, x.dtype, transposed)
+    return y.reshape(*x.shape[:-1], shape[1]).astype(x.dtype)
 
-    With a rule of its own, since autodiff of the loop would keep every widened block for the way back.
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _add_product(start, x, kernel, dtype: DTypeLike, transposed: bool):
+    """start [m, o] + x [m, i] @ kernel in float32; other platforms than CPUs multiply in `dtype`.
+
+    With a derivative of its own: autodiff of the loop would keep every widened block for the way back.
     """
-
-    def loop(x, stored):
-        rows = x.reshape(-1, x.shape[-1])
-        y = (
-            _single_row(rows, stored)
-            if len(rows) == 1 and not transposed
-            else _blocks(rows, stored, transposed)
-        )
-        return y.reshape(*x.shape[:-1], y.shape[-1])
-
-    def whole(x, stored):
-        wide = (widen(stored) if stored.dtype == jnp.uint16 else stored).astype(dtype)
-        wide = wide.T if transposed else wide
-        return jnp.matmul(x.astype(dtype), wide, preferred_element_type=jnp.float32)
-
-    return jax.lax.platform_dependent(x, stored, cpu=loop, default=whole)
+    blocks = functools.partial(_add_in_blocks, transposed=transposed)
+    whole = functools.partial(_add_whole, dtype=dtype, transposed=transposed)
+    return jax.lax.platform_dependent(start, x, kernel, cpu=blocks, default=whole)
 
 
-def _frozen_forward(x, stored, dtype, transposed):
-    return _frozen(x, stored, dtype, transposed), stored
+def _forward(start, x, kernel, dtype, transposed):
+    return _add_product(start, x, kernel, dtype, transposed), kernel
 
 
-def _frozen_backward(dtype, transposed, stored, gradient):
-    return _frozen(gradient, stored, dtype, not transposed), None
+def _backward(dtype, transposed, kernel, gradient):
+    values = kernel.values if isinstance(kernel, Int8) else kernel
+    zeros = jnp.zeros((gradient.shape[0], values.shape[1 if transposed else 0]), jnp.float32)
+    return gradient, _add_product(zeros, gradient, kernel, dtype, not transposed), None
 
 
-_frozen.defvjp(_frozen_forward, _frozen_backward)
+_add_product.defvjp(_forward, _backward)
 
 
-def _blocks(x: Float32[Array, "m n"], stored: Array, transposed: bool) -> Float32[Array, "m k"]:
-    """Return x @ stored, or x @ stored.T, with `BLOCK` output channels widened at a time."""
-    axis = 0 if transposed else 1
-    out = stored.shape[axis]
+def _add_whole(start, x, kernel, dtype: DTypeLike, transposed: bool):
+    def product(x, values):
+        values = (values.T if transposed else values).astype(dtype)
+        return jnp.matmul(x.astype(dtype), values, preferred_element_type=jnp.float32)
+
+    if not isinstance(kernel, Int8):
+        return start + product(x, widen(kernel))
+    if transposed:
+        return start + product(x * kernel.scale, kernel.values)
+    return start + product(x, kernel.values) * kernel.scale
+
+
+def _add_in_blocks(start, x, kernel, transposed: bool):
+    """Widen `BLOCK` output channels at a time; for a single row, a few input channels at a time."""
+    if x.shape[0] == 1 and not transposed:
+        if isinstance(kernel, Int8):
+            return start + _single_row(x, kernel.values) * kernel.scale
+        return start + _single_row(x, kernel)
+    out = start.shape[1]
     block = min(BLOCK, out)
     full = out // block
 
-    def product(start, size):
-        wide = widen(jax.lax.dynamic_slice_in_dim(stored, start, size, axis))
-        return x @ (wide.T if transposed else wide)
+    def add(y, first, size):
+        def cut(array, axis):
+            return jax.lax.dynamic_slice_in_dim(array, first, size, axis)
 
-    def step(s, y):
-        return jax.lax.dynamic_update_slice_in_dim(y, product(s * block, block), s * block, 1)
+        axis = 0 if transposed else 1
+        if isinstance(kernel, Int8):
+            wide = widen(cut(kernel.values, axis)) * (kernel.scale if transposed else cut(kernel.scale, 0))
+        else:
+            wide = widen(cut(kernel, axis))
+        added = cut(y, 1) + x @ (wide.T if transposed else wide)
+        return jax.lax.dynamic_update_slice_in_dim(y, added, first, 1)
 
-    y = jax.lax.fori_loop(0, full, step, jnp.zeros((x.shape[0], out), jnp.float32))
-    if full * block < out:
-        y = y.at[:, full * block :].set(product(full * block, out - full * block))
-    return y
+    y = jax.lax.fori_loop(0, full, lambda s, y: add(y, s * block, block), start)
+    return add(y, full * block, out - full * block) if full * block < out else y
 
 
 def _single_row(x: Float32[Array, "1 i"], stored: Array) -> Float32[Array, "1 o"]:

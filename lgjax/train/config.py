@@ -90,8 +90,8 @@ class DataConfig:
     """A batch is `groups` groups of `grounded_rows` grounded samples and `text_rows` samples of text.
 
     groups: of a whole step, over all devices and micro-batches. length, phrases, objects, mask_side, wording,
-    template: see `lgjax.data.batch.BatchConfig`. held_out: grounded samples that the run is measured on. workers:
-    processes a host that make batches; 0 makes them in threads.
+    template: see `lgjax.data.batch.BatchConfig`. held_out: grounded samples that the run is measured on.
+    workers: processes a host that make batches; 0 makes them in threads.
     """
 
     grounded: tuple[DataStream, ...] = ()
