@@ -31,8 +31,8 @@ from lgjax.train.checkpoint import FOLDER, Checkpoints, digest, read_config
 from lgjax.train.config import TrainConfig, to_json
 from lgjax.train.finish import MODEL, write_model
 from lgjax.train.flops import forward_flops, peak_flops_of_all, step_flops
-from lgjax.train.groups import group_of, whole
-from lgjax.train.objective import Rows, Shape, normalisers
+from lgjax.train.groups import group_of, join, whole
+from lgjax.train.objective import Rows, Shape, families, normalisers
 from lgjax.train.report import Report
 from lgjax.train.start import abstract_state, load_tokenizer, placed, start_frozen, start_state
 from lgjax.train.step import TrainState, check_mesh, make_objective, make_step, on_mesh, row_sharding
@@ -92,7 +92,6 @@ def train(
             write=first,
             console=console,
         )
-        loss: float | None = None
         with contextlib.closing(data), report, on_mesh(mesh):
             before: dict[str, Any] = {}
             last = time.perf_counter()
@@ -104,7 +103,11 @@ def train(
                 # looking at the step before keeps one step queued, and no more
                 _check_finite(before, config.bad_steps, number - 1)
                 before = metrics
-                if measure is not None and number % config.measure_every == 0:
+                stop = bool(asked) or checkpoints.preempted(number)
+                ends = number == config.steps
+                saves = ends or (config.save_every > 0 and number % config.save_every == 0)
+                aside, loss = time.perf_counter(), None
+                if measure is not None and (saves or number % config.measure_every == 0):
                     measured = measure(state, key)
                     loss = measured["held_out/loss"]
                     metrics = {**metrics, **measured}
@@ -113,6 +116,7 @@ def train(
                     answers = samples.answer(config.model, params, tokenizer, samples_of)
                     samples.draw(samples_of, answers, folder / "samples", number)
                 now = time.perf_counter()
+                last += now - aside
                 shown = {name: value for name, value in metrics.items() if name not in ("tokens", "images")}
                 report.add(
                     number,
@@ -123,11 +127,10 @@ def train(
                     images=metrics["images"],
                 )
                 last = now
-                stop = bool(asked) or checkpoints.preempted(number)
-                if stop or (config.save_every and number % config.save_every == 0) or number == config.steps:
+                if stop or saves:
                     _check_finite(before, config.bad_steps, number)
                     checkpoints.save(state, frozen_digest, loss)
-                if stop and number < config.steps:
+                if stop and not ends:
                     checkpoints.wait()
                     raise Stopped(f"stopped after step {number}; --resume goes on")
         checkpoints.wait()
@@ -159,7 +162,7 @@ def _check_folder(config: TrainConfig, folder: Path, resume: bool) -> None:
 
 def _difference(one: TrainConfig, other: TrainConfig) -> str | None:
     """Name of the first field in which two runs differ, other than those that change no result."""
-    a, b = (dataclasses.asdict(dataclasses.replace(config)) for config in (one, other))
+    a, b = dataclasses.asdict(one), dataclasses.asdict(other)
     for side in (a, b):
         side["data"].pop("workers")
     return next((name for name in a if name not in _FREE and a[name] != b[name]), None)
@@ -196,9 +199,6 @@ def _measure(
     config: TrainConfig, mixture: Mixture, tokenizer: Tokenizer, mesh: Mesh
 ) -> Callable[[TrainState, jax.Array], dict[str, float]]:
     """Mean losses of the same held-out batches each time."""
-    from lgjax.train.groups import join
-    from lgjax.train.objective import families
-
     objective = dataclasses.replace(make_objective(config, mesh), shape=Shape(config.data.grounded_rows, 0))
 
     @jax.jit
