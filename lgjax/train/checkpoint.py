@@ -65,17 +65,20 @@ class Checkpoints:
     def __init__(self, folder: str | Path, config: TrainConfig) -> None:
         self.folder = Path(folder).absolute() / FOLDER
         self._config = config
-        last = ocp.checkpoint_managers.LatestN(config.keep)
-        best = ocp.checkpoint_managers.BestN(
-            get_metric_fn=_loss_of, reverse=True, n=1, keep_checkpoints_without_metrics=False
-        )
+        kept: list[Any] = [ocp.checkpoint_managers.LatestN(config.keep)]
+        if config.measure_every:
+            kept.append(
+                ocp.checkpoint_managers.BestN(
+                    get_metric_fn=_loss_of, reverse=True, n=1, keep_checkpoints_without_metrics=False
+                )
+            )
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                best_fn=_loss_of,
+                best_fn=_loss_of if config.measure_every else None,
                 best_mode="min",
                 cleanup_tmp_directories=True,
-                preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy([last, best]),
+                preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(kept),
             ),
             item_handlers={"state": ocp.StandardCheckpointHandler(), "notes": ocp.JsonCheckpointHandler()},
         )
