@@ -9,11 +9,14 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "lgjax-test-cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
+import beartype
 import hypothesis
 import pytest
 from jaxtyping import install_import_hook
 
-hook = install_import_hook("lgjax", "beartype.beartype")
+# as in PEP 484, a whole number may stand where a float is asked for
+check = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
+hook = install_import_hook("lgjax", "tests.conftest.check")
 hook.__enter__()
 
 # how long an example takes says more of the machine than of the code
