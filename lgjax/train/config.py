@@ -90,7 +90,7 @@ class DataConfig:
     """A batch is `groups` groups of `grounded_rows` grounded samples and `text_rows` samples of text.
 
     groups: of a whole step, over all devices and micro-batches. length, phrases, objects, mask_side, wording,
-    template: see `lgjax.data.batch.BatchConfig`. held_out: grounded samples that the run is measured on.
+    template: see `lgjax.data.batch.BatchConfig`. held_out: samples that the run is measured on.
     workers: processes a host that make batches; 0 makes them in threads.
     """
 
@@ -123,13 +123,15 @@ class DataConfig:
         )
 
     def held_out_mixture(self) -> Mixture:
-        """The held-out data, in batches of as many grounded rows.
+        """The held-out data: as many grounded rows as in training, or rows of text where it has no others.
 
         Raises:
             FileNotFoundError, ValueError: see `DataStream.records` and `Mixture`.
         """
         streams = _streams(self.held_out)
-        return Mixture(grounded=streams, grounded_rows=self.grounded_rows, groups=self.groups)
+        if self.grounded_rows:
+            return Mixture(grounded=streams, grounded_rows=self.grounded_rows, groups=self.groups)
+        return Mixture(text=streams, text_rows=self.text_rows, groups=self.groups)
 
     def batch(self, model: ModelConfig) -> BatchConfig:
         """Static sizes of a batch. Released training takes the state at `<seg>` (spec 12, Q1)."""

@@ -199,7 +199,8 @@ def _measure(
     config: TrainConfig, mixture: Mixture, tokenizer: Tokenizer, mesh: Mesh
 ) -> Callable[[TrainState, jax.Array], dict[str, float]]:
     """Mean losses of the same held-out batches each time."""
-    objective = dataclasses.replace(make_objective(config, mesh), shape=Shape(config.data.grounded_rows, 0))
+    shape = Shape(mixture.grounded_rows, mixture.text_rows)
+    objective = dataclasses.replace(make_objective(config, mesh), shape=shape)
 
     @jax.jit
     def losses(trained: Any, frozen: Any, rows: Rows, key: jax.Array) -> dict[str, jax.Array]:
