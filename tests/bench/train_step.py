@@ -1,7 +1,8 @@
-"""Where the time of a training step goes: `python -m tests.bench.train_step [--config FILE] [--rows N]`.
+"""Where the time of a training step goes: `python -m tests.bench.train_step [--config FILE] [--runs N]`.
 
-Matching and points are timed as programs of their own, on the arrays that the step gives them; forward and
-backward as the whole objective without and with its gradient. Medians of several runs after one to warm up.
+Matching and points are timed as programs of their own, on arrays of the step's sizes with random costs and
+logits; forward and backward as the whole objective without and with its gradient. Medians of several runs
+after one to warm up.
 """
 
 from __future__ import annotations
