@@ -1,10 +1,11 @@
-"""`lgjax` as one process, with a note of what it read: `python -m tests.distributed.worker NOTE train ...`."""
+"""`lgjax` with a note of what it read: `python -m tests.distributed.worker NOTE train ...`."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ from lgjax.train import loop
 class Noted(Counted):
     """Counts rows and remembers the samples that came to this process."""
 
-    seen: list[list[int]] = []
+    seen: ClassVar[list[list[int]]] = []
     total = 0
 
     def __next__(self) -> Batch:

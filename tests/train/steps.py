@@ -8,6 +8,7 @@ import itertools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -39,7 +40,7 @@ def step_of(config: TrainConfig, shape: Shape) -> Any:
 
 def start(config: TrainConfig, shape: Shape) -> TrainState:
     """A state of random parameters, the same for any mesh, as buffers of its own."""
-    params = flattened(fill(abstract_params(config.model)))
+    params = jax.tree.map(jnp.asarray, flattened(fill(abstract_params(config.model))))
     params = stacked(nested(params)) if config.scan_layers else params
     state = init_state(config, *split(params, config, jax.random.key(0)))
     return jax.device_put(state, state_shardings(state, config, mesh_of(shape)), may_alias=False)
@@ -49,7 +50,9 @@ def start(config: TrainConfig, shape: Shape) -> TrainState:
 def host_batches(config: TrainConfig, count: int) -> tuple[Batch, ...]:
     """The first batches of a run as numpy arrays."""
     data = Counted(
-        batches(config.data.mixture(), config.data.batch(config.model), load_tokenizer(config), seed=config.seed)
+        batches(
+            config.data.mixture(), config.data.batch(config.model), load_tokenizer(config), seed=config.seed
+        )
     )
     found = tuple(itertools.islice(data, count))
     data.close()
