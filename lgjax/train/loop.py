@@ -106,40 +106,40 @@ def train(
                 console=console,
             )
         )
-        stack.enter_context(on_mesh(mesh))
-        key, before, last = jax.random.key(config.seed), {}, time.perf_counter()
-        shown: dict[str, Any]
-        for number in range(start + 1, config.steps + 1):
-            waited = time.perf_counter()
-            batch = _next(data, asked)
-            waited = time.perf_counter() - waited
-            if batch is not None:
-                state, metrics = step(state, Rows(batch.language, batch.grounding), key)
-                # looking at the step before keeps one step queued, and no more
-                _check_finite(before, config.bad_steps, number - 1)
-                before, shown = metrics, {**metrics}
-                stops = bool(asked) or checkpoints.preempted(number)
-            else:
-                stops, shown = True, {}
-            ends = number == config.steps and batch is not None
-            saves = stops or ends or (config.save_every > 0 and number % config.save_every == 0)
-            due = [aside for aside in asides if not stops and aside.due(number, saves)]
-            if due or saves:
-                jax.block_until_ready(state)
-            now = time.perf_counter()
-            for aside in due:
-                shown |= aside.run(state, key, number)
-            if saves:
-                _check_finite(before, config.bad_steps, number)
-                checkpoints.save(state, frozen_digest, shown.get("held_out/loss"))
-            if shown:
-                tokens, images = shown.pop("tokens"), shown.pop("images")
-                spent = {"seconds": now - last, "waited": waited}
-                report.add(number, shown, **spent, tokens=tokens, images=images)
-            last = now if not (due or saves) else time.perf_counter()
-            if stops and not ends:
-                checkpoints.wait()
-                raise Stopped(f"stopped after step {int(state.step)}; --resume goes on")
+        with on_mesh(mesh):
+            key, before, last = jax.random.key(config.seed), {}, time.perf_counter()
+            shown: dict[str, Any]
+            for number in range(start + 1, config.steps + 1):
+                waited = time.perf_counter()
+                batch = _next(data, asked)
+                waited = time.perf_counter() - waited
+                if batch is not None:
+                    state, metrics = step(state, Rows(batch.language, batch.grounding), key)
+                    # looking at the step before keeps one step queued, and no more
+                    _check_finite(before, config.bad_steps, number - 1)
+                    before, shown = metrics, {**metrics}
+                    stops = bool(asked) or checkpoints.preempted(number)
+                else:
+                    stops, shown = True, {}
+                ends = number == config.steps and batch is not None
+                saves = stops or ends or (config.save_every > 0 and number % config.save_every == 0)
+                due = [aside for aside in asides if not stops and aside.due(number, saves)]
+                if due or saves:
+                    jax.block_until_ready(state)
+                now = time.perf_counter()
+                for aside in due:
+                    shown |= aside.run(state, key, number)
+                if saves:
+                    _check_finite(before, config.bad_steps, number)
+                    checkpoints.save(state, frozen_digest, shown.get("held_out/loss"))
+                if shown:
+                    tokens, images = shown.pop("tokens"), shown.pop("images")
+                    spent = {"seconds": now - last, "waited": waited}
+                    report.add(number, shown, **spent, tokens=tokens, images=images)
+                last = now if not (due or saves) else time.perf_counter()
+                if stops and not ends:
+                    checkpoints.wait()
+                    raise Stopped(f"stopped after step {int(state.step)}; --resume goes on")
         checkpoints.wait()
         _say_faults(data, console)
         if jax.process_count() == 1:

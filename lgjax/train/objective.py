@@ -72,7 +72,7 @@ class Shape:
         """The grounded rows of arrays that hold all rows; nothing moves between devices."""
         size = self.grounded + self.text
 
-        def one(array: jax.Array) -> jax.Array:
+        def one(array: Any) -> Any:
             kept = array.reshape(-1, size, *array.shape[1:])[:, : self.grounded]
             return kept.reshape(-1, *array.shape[1:])
 
