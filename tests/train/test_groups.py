@@ -228,6 +228,8 @@ def test_whole_is_the_layout_of_checkpoints(scan_layers, frozen, lora):
         if frozen == "int8" and is_matrix(path):
             assert (np.abs(leaf - want) <= 0.501 * np.abs(want).max(0) / 127).all(), path
         else:
+            narrow = frozen == "int8" and path.split("/")[0] in ("clip", "projector", "llama")
+            want = want.astype(jnp.bfloat16) if narrow else want
             assert np.array_equal(leaf, want.astype(leaf.dtype)), path
 
 
