@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -87,12 +87,11 @@ class Shape:
 
 def normalisers(rows: Rows, config: LossConfig, shape: Shape) -> Normalisers:
     """Count tokens, objects and phrases of a whole step. Source: spec/training_and_data.md 14.3."""
-    language: Any = jax.tree.map(jnp.asarray, rows.language)
+    language, ground = cast(Any, jax.tree.map(jnp.asarray, rows))
     labels = language.plan.labels[:, 1:] != IGNORE_LABEL
     tokens = labels.sum(1) * (language.lm_weight > 0)
     total = _sums(tokens, language.kind, config.language_mean == "kind")
     weights = language.lm_weight / jnp.maximum(total, 1)
-    ground = rows.grounding
     if ground is None:
         none = jnp.zeros(0)
         return Normalisers(weights, none, none, none)
