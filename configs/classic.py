@@ -38,7 +38,7 @@ def get_config() -> TrainConfig:
             phrases=16,
             objects=32,
         ),
-        loss=LossConfig(object_mean="kind", queries=50),
+        loss=LossConfig(object_mean="stream", queries=50),
         optim=OptimConfig(lr=1e-4, rates=Rates(projector=1, new_tokens=1, grounding=1)),
         mesh=MeshConfig(fsdp=0),
         steps=30_000,

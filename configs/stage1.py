@@ -40,7 +40,7 @@ def get_config(preset: Preset = "paper") -> TrainConfig:
             objects=32,
             mask_side=1024 if as_code else 512,
         ),
-        loss=LossConfig(object_mean="kind"),
+        loss=LossConfig(object_mean="stream"),
         optim=OptimConfig(
             lr=1e-4,
             rates=Rates(projector=1, new_tokens=1, grounding=1),

@@ -84,7 +84,8 @@ class Language(NamedTuple):
     """What the language model sees of b samples.
 
     clip_images: CLIP's crop, 0..255, zeros without a picture; plan: positions, their labels and mask;
-    lm_weight: 1, or 0 for a sample that is not learnt; kind: index into `schema.KINDS`; sample_id: the same
+    lm_weight: 1, or 0 for a sample that is not learnt; kind: index into `schema.KINDS`; stream: number of the
+    stream of its mixture, grounded ones first; sample_id: the same
     for a sample whatever batch it is in, to derive random numbers from.
     """
 
@@ -92,6 +93,7 @@ class Language(NamedTuple):
     plan: BatchPlan
     lm_weight: Float32[np.ndarray, " b"]
     kind: Int32[np.ndarray, " b"]
+    stream: Int32[np.ndarray, " b"]
     sample_id: UInt32[np.ndarray, " b"]
 
 
@@ -184,6 +186,7 @@ class SampleMaker:
             plan=plan,
             lm_weight=np.ones(1, np.float32),
             kind=np.asarray([KINDS.index(record.kind)], np.int32),
+            stream=np.zeros(1, np.int32),
             sample_id=np.asarray([sample_id], np.uint32),
         )
         return Batch(language, grounding, notes(list(cuts.values())))
@@ -197,6 +200,7 @@ class SampleMaker:
             plan=plan_batch([plan], config.length),
             lm_weight=np.zeros(1, np.float32),
             kind=np.zeros(1, np.int32),
+            stream=np.zeros(1, np.int32),
             sample_id=np.zeros(1, np.uint32),
         )
         grounding = _empty_grounding(config) if self.grounded else None

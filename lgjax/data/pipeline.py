@@ -17,7 +17,7 @@ import grain
 import jax
 import numpy as np
 
-from lgjax.data.batch import CUTS, Batch, BatchConfig, Language, SampleMaker, concatenate
+from lgjax.data.batch import CUTS, Batch, BatchConfig, SampleMaker, concatenate
 from lgjax.data.images import Number
 from lgjax.data.schema import Records, reason_of
 from lgjax.text.tokenizer import Tokenizer
@@ -77,10 +77,16 @@ class _Sampler:
     """The sample of a position in a stream; a record that cannot be used gives a filler."""
 
     name: str
+    stream: int
     records: Records
     maker: SampleMaker
 
     def __call__(self, index: int, rng: np.random.Generator) -> Batch:
+        made = self._made(index, rng)
+        stream = np.full(1, self.stream, np.int32)
+        return made._replace(language=made.language._replace(stream=stream))
+
+    def _made(self, index: int, rng: np.random.Generator) -> Batch:
         record = None
         try:
             record = self.records[index]
@@ -118,8 +124,13 @@ class _Steps:
         return concatenate(rows)
 
 
-def _lane(name: str, streams: Sequence[Stream], maker: SampleMaker, seed: int) -> grain.MapDataset | None:
-    """One endless dataset of samples; its index alone decides on the sample and its random numbers."""
+def _lane(
+    name: str, streams: Sequence[Stream], maker: SampleMaker, seed: int, first: int
+) -> grain.MapDataset | None:
+    """One endless dataset of samples; its index alone decides on the sample and its random numbers.
+
+    `first` is the number of its first stream in the mixture.
+    """
     if not streams:
         return None
     parts = []
@@ -127,7 +138,7 @@ def _lane(name: str, streams: Sequence[Stream], maker: SampleMaker, seed: int) -
         # no two streams may share random numbers, whatever their seeds are
         state = np.random.SeedSequence([seed, int(maker.grounded), number]).generate_state(1)
         indices = grain.MapDataset.range(len(stream.records)).seed(int(state[0]))
-        sampler = _Sampler(f"{name} stream {number}", stream.records, maker)
+        sampler = _Sampler(f"{name} stream {number}", first + number, stream.records, maker)
         # random numbers go by position, so they must be drawn before hosts take their share
         parts.append(indices.shuffle().repeat().random_map(sampler))
     return grain.MapDataset.mix(parts, [stream.weight for stream in streams])
@@ -158,8 +169,10 @@ def batches(
     if min(seed, start, workers) < 0:
         raise ValueError(f"seed {seed}, start {start} and workers {workers} must not be negative")
     lanes = (
-        _lane("grounded", mixture.grounded, SampleMaker(config, tokenizer, grounded=True), seed),
-        _lane("text", mixture.text, SampleMaker(config, tokenizer, grounded=False), seed),
+        _lane("grounded", mixture.grounded, SampleMaker(config, tokenizer, grounded=True), seed, 0),
+        _lane(
+            "text", mixture.text, SampleMaker(config, tokenizer, grounded=False), seed, len(mixture.grounded)
+        ),
     )
     steps = grain.MapDataset.source(_Steps(mixture, *lanes, host, hosts))
     read = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
@@ -245,18 +258,3 @@ class Counted(Iterator[Batch]):
     def close(self) -> None:
         """Stop worker processes and threads."""
         self._iterator.close()
-
-
-def grounded_language(language: Language, mixture: Mixture) -> Language:
-    """The rows of `Language` that belong to the rows of `Grounding`, on host or device.
-
-    Groups stay where they are, so nothing moves between devices.
-    """
-    size = mixture.grounded_rows + mixture.text_rows
-
-    def cut(array: Any) -> Any:
-        groups = array.shape[0] // size
-        kept = array.reshape(groups, size, *array.shape[1:])[:, : mixture.grounded_rows]
-        return kept.reshape(groups * mixture.grounded_rows, *array.shape[1:])
-
-    return jax.tree.map(cut, language)

@@ -66,7 +66,8 @@ class ClipBlock(nn.Module):
         norm1 = LayerNorm(self.config.norm_eps, self.dtype, name="layer_norm1")
         norm2 = LayerNorm(self.config.norm_eps, self.dtype, name="layer_norm2")
         x = x + ClipAttention(self.config, self.dtype, name="self_attn")(norm1(x))
-        return x + ClipMlp(self.config, self.dtype, name="mlp")(norm2(x))
+        x = x + ClipMlp(self.config, self.dtype, name="mlp")(norm2(x))
+        return nn.with_logical_constraint(x, ("batch", "length", "vision"))
 
 
 class ClipTower(nn.Module):
@@ -101,6 +102,7 @@ class ClipTower(nn.Module):
         first = jnp.broadcast_to(first.astype(self.dtype), (images.shape[0], 1, config.hidden_size))
         x = jnp.concatenate([first, patches], axis=1) + table.astype(self.dtype)
         x = LayerNorm(config.norm_eps, self.dtype, name="pre_layernorm")(x)
+        x = nn.with_logical_constraint(x, ("batch", "length", "vision"))
         self.sow("intermediates", "hidden_states", x)
         for i in range(config.used_layers):
             x = ClipBlock(config, self.dtype, name=f"layers_{i}")(x)

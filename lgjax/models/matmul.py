@@ -1,9 +1,10 @@
-"""Matrix products with kernels of any stored form: floats, raw bfloat16 bits, int8 steps, low-rank changes.
+"""Matrix products with kernels of every stored form: floats, raw bfloat16 bits, int8, low-rank changes.
 
-XLA for CPU turns a whole bfloat16 or int8 weight into a float32 copy before it multiplies; a 7B model then
-needs 27 GB more. Kernels stored as raw bits (uint16) or int8 escape that: a loop widens a few channels at a time
-and multiplies in float32; their gradient goes to the input only. `bfloat16_bits` makes raw bits (a view,
-outside jit: inside, a bitcast copies), `quantize` makes int8. Other platforms widen inside the product.
+XLA for CPU turns a whole bfloat16 or int8 kernel into a float32 copy before it multiplies, and training keeps
+the copies for the way back: 27 GB for a 7B model. Kernels stored as raw bits (uint16) or int8 escape that: a
+loop widens a few channels at a time and sums in float32. They are frozen: gradients pass through them, none
+reaches them. `bfloat16_bits` makes raw bits (a view, outside jit: inside, a bitcast copies), `quantize` makes
+int8. Other platforms widen inside the product; kernels of floats use the plain product everywhere.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Float32, Int, UInt16
+from jaxtyping import Array, Float, Float32, Int, Shaped, UInt16
 
 MATVEC_ROWS = 16  # input rows unrolled in one step when `x` has a single row
 BLOCK = 256  # output channels widened at once otherwise; the float32 block stays small
@@ -29,15 +30,19 @@ class Int8(NamedTuple):
 
 
 class LowRank(NamedTuple):
-    """A kernel base + down @ up, where a frozen base carries a trained change of few ranks.
+    """A kernel base + down @ up: a base that stays as it is and a trained change of few ranks.
 
     `base` comes first: flax compares the first leaf of a parameter with the shape that the module wants.
-    Source: LoRA, section 4.1, with alpha = r.
+    Source: LoRA (Hu et al. 2021), section 4.1, with alpha = r.
     """
 
     base: Float[Array, "*layers i o"] | UInt16[Array, "*layers i o"] | Int8
     down: Float[Array, "*layers i r"]
     up: Float[Array, "*layers r o"]
+
+
+Plain = Float[Array, "*layers i o"] | UInt16[Array, "*layers i o"]
+Frozen = UInt16[Array, "n m"] | Int8
 
 
 def bfloat16_bits(params: dict[str, Any]) -> dict[str, Any]:
@@ -61,7 +66,7 @@ def _bits(kernel: Any) -> Any:
     return jnp.asarray(np.asarray(kernel).view(np.uint16))
 
 
-def widen(stored: Array) -> Float32[Array, ...]:
+def widen(stored: Shaped[Array, "*shape"]) -> Float32[Array, "*shape"]:
     """Return the float32 values of an array of numbers, or of raw bfloat16 bits (uint16)."""
     if stored.dtype != jnp.uint16:
         return stored.astype(jnp.float32)
@@ -69,7 +74,7 @@ def widen(stored: Array) -> Float32[Array, ...]:
 
 
 @jax.jit
-def quantize(kernel: Float[Array, "*layers i o"] | UInt16[Array, "*layers i o"]) -> Int8:
+def quantize(kernel: Plain) -> Int8:
     """Return the nearest int8 kernel: the largest entry of an output channel is 127 steps of its scale.
 
     No entry moves by more than half a step. Channels of zeros stay zeros.
@@ -79,26 +84,7 @@ def quantize(kernel: Float[Array, "*layers i o"] | UInt16[Array, "*layers i o"])
     return Int8(jnp.round(wide / scale[..., None, :]).astype(jnp.int8), scale)
 
 
-def low_rank(
-    kernel: Float[Array, "*layers i o"] | UInt16[Array, "*layers i o"] | Int8, rank: int, key: jax.Array
-) -> tuple[Float32[Array, "*layers i r"], Float32[Array, "*layers r o"]]:
-    """Return (down, up) where training of `LowRank(kernel, down, up)` starts: random and zero, no change yet.
-
-    Down is uniform within 1 / sqrt(i), as the weights of a fresh linear layer are.
-
-    Raises:
-        ValueError: a rank that the kernel cannot have.
-    """
-    *layers, i, o = (kernel.values if isinstance(kernel, Int8) else kernel).shape
-    if not 1 <= rank <= min(i, o):
-        raise ValueError(f"rank {rank} for a kernel [{i}, {o}]: choose 1 to {min(i, o)}")
-    down = jax.random.uniform(key, (*layers, i, rank), minval=-1.0, maxval=1.0) * i**-0.5
-    return down, jnp.zeros((*layers, rank, o))
-
-
-def dense(
-    kernel: Float[Array, "*layers i o"] | UInt16[Array, "*layers i o"] | Int8 | LowRank,
-) -> Float32[Array, "*layers i o"]:
+def dense(kernel: Plain | Int8 | LowRank) -> Float32[Array, "*layers i o"]:
     """Return a kernel of any form as one float32 array, a low-rank change added to its base."""
     if isinstance(kernel, LowRank):
         return dense(kernel.base) + jnp.matmul(kernel.down, kernel.up, precision="highest")
@@ -107,15 +93,33 @@ def dense(
     return widen(kernel)
 
 
+def low_rank(
+    kernel: Plain | Int8, rank: int, key: jax.Array
+) -> tuple[Float32[Array, "*layers i r"], Float32[Array, "*layers r o"]]:
+    """Return (down, up) where training of `LowRank(kernel, down, up)` starts: random and zero, no change yet.
+
+    Down is uniform within 1 / sqrt(i), as the weights of a fresh linear layer are.
+
+    Raises:
+        ValueError: a rank that the kernel cannot have.
+    """
+    *layers, i, o = _values(kernel).shape
+    if not 1 <= rank <= min(i, o):
+        raise ValueError(f"rank {rank} for a kernel [{i}, {o}]: choose 1 to {min(i, o)}")
+    down = jax.random.uniform(key, (*layers, i, rank), minval=-1.0, maxval=1.0) * i**-0.5
+    return down, jnp.zeros((*layers, rank, o))
+
+
 def matmul(
     x: Float[Array, "*batch i"], kernel: Float[Array, "i o"] | UInt16[Array, "i o"] | Int8 | LowRank
 ) -> Float[Array, "*batch o"]:
-    """Return x @ kernel in the dtype of `x`; raw bits and int8 are summed in float32, and are constants."""
+    """Return x @ kernel in the dtype of `x`; raw bits and int8 are summed in float32 and are constants."""
     if isinstance(kernel, LowRank):
-        rows = x.reshape(-1, x.shape[-1])  # gradients of a product over two axes copy `x` on CPUs
+        base = kernel.base
+        rows = x.reshape(-1, x.shape[-1])  # the gradient of a product over two axes copies `x` on CPUs
         change = matmul(matmul(rows, kernel.down), kernel.up)
-        frozen = isinstance(kernel.base, Int8) or kernel.base.dtype == jnp.uint16
-        y = _frozen(rows, kernel.base, change) if frozen else change + matmul(rows, kernel.base)
+        frozen = isinstance(base, Int8) or base.dtype == jnp.uint16
+        y = _frozen(rows, base, change) if frozen else matmul(rows, base) + change
         return y.reshape(*x.shape[:-1], y.shape[-1])
     if isinstance(kernel, Int8) or kernel.dtype == jnp.uint16:
         return _frozen(x, kernel)
@@ -131,18 +135,24 @@ def matmul_transposed(
     return jnp.matmul(x, table.astype(x.dtype).T)
 
 
-def _frozen(x, kernel, start=None, transposed: bool = False):
-    """Return start + x @ kernel (or x @ kernel.T) in the dtype of `x`, for raw bits and int8."""
+def _values(kernel: Plain | Int8) -> Array:
+    return kernel.values if isinstance(kernel, Int8) else kernel
+
+
+def _frozen(x: Array, kernel: Frozen, start: Array | None = None, transposed: bool = False) -> Array:
+    """Return start + x @ kernel, or x @ kernel.T, in the dtype of `x`."""
     rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
-    values = kernel.values if isinstance(kernel, Int8) else kernel
-    shape = (rows.shape[0], values.shape[0 if transposed else 1])
-    start = jnp.zeros(shape, jnp.float32) if start is None else start.astype(jnp.float32)
-    y = _add_product(start, rows, kernel, x.dtype, transposed)
-    return y.reshape(*x.shape[:-1], shape[1]).astype(x.dtype)
+    start = _zeros(rows, kernel, transposed) if start is None else start.astype(jnp.float32)
+    y: Array = _add_product(start, rows, kernel, x.dtype, transposed)
+    return y.reshape(*x.shape[:-1], y.shape[-1]).astype(x.dtype)
+
+
+def _zeros(rows, kernel: Frozen, transposed: bool):
+    return jnp.zeros((rows.shape[0], _values(kernel).shape[0 if transposed else 1]), jnp.float32)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _add_product(start, x, kernel, dtype: DTypeLike, transposed: bool):
+def _add_product(start, x, kernel: Frozen, dtype: DTypeLike, transposed: bool):
     """start [m, o] + x [m, i] @ kernel in float32; other platforms than CPUs multiply in `dtype`.
 
     With a derivative of its own: autodiff of the loop would keep every widened block for the way back.
@@ -157,15 +167,14 @@ def _forward(start, x, kernel, dtype, transposed):
 
 
 def _backward(dtype, transposed, kernel, gradient):
-    values = kernel.values if isinstance(kernel, Int8) else kernel
-    zeros = jnp.zeros((gradient.shape[0], values.shape[1 if transposed else 0]), jnp.float32)
+    zeros = _zeros(gradient, kernel, not transposed)
     return gradient, _add_product(zeros, gradient, kernel, dtype, not transposed), None
 
 
 _add_product.defvjp(_forward, _backward)
 
 
-def _add_whole(start, x, kernel, dtype: DTypeLike, transposed: bool):
+def _add_whole(start, x, kernel: Frozen, dtype: DTypeLike, transposed: bool):
     def product(x, values):
         values = (values.T if transposed else values).astype(dtype)
         return jnp.matmul(x.astype(dtype), values, preferred_element_type=jnp.float32)
@@ -177,12 +186,11 @@ def _add_whole(start, x, kernel, dtype: DTypeLike, transposed: bool):
     return start + product(x, kernel.values) * kernel.scale
 
 
-def _add_in_blocks(start, x, kernel, transposed: bool):
+def _add_in_blocks(start, x, kernel: Frozen, transposed: bool):
     """Widen `BLOCK` output channels at a time; for a single row, a few input channels at a time."""
     if x.shape[0] == 1 and not transposed:
-        if isinstance(kernel, Int8):
-            return start + _single_row(x, kernel.values) * kernel.scale
-        return start + _single_row(x, kernel)
+        y = _single_row(x, _values(kernel))
+        return start + (y * kernel.scale if isinstance(kernel, Int8) else y)
     out = start.shape[1]
     block = min(BLOCK, out)
     full = out // block
@@ -191,19 +199,17 @@ def _add_in_blocks(start, x, kernel, transposed: bool):
         def cut(array, axis):
             return jax.lax.dynamic_slice_in_dim(array, first, size, axis)
 
-        axis = 0 if transposed else 1
+        wide = widen(cut(_values(kernel), 0 if transposed else 1))
         if isinstance(kernel, Int8):
-            wide = widen(cut(kernel.values, axis)) * (kernel.scale if transposed else cut(kernel.scale, 0))
-        else:
-            wide = widen(cut(kernel, axis))
-        added = cut(y, 1) + x @ (wide.T if transposed else wide)
-        return jax.lax.dynamic_update_slice_in_dim(y, added, first, 1)
+            wide = wide * (kernel.scale if transposed else cut(kernel.scale, 0))
+        part = cut(y, 1) + x @ (wide.T if transposed else wide)
+        return jax.lax.dynamic_update_slice_in_dim(y, part, first, 1)
 
     y = jax.lax.fori_loop(0, full, lambda s, y: add(y, s * block, block), start)
     return add(y, full * block, out - full * block) if full * block < out else y
 
 
-def _single_row(x: Float32[Array, "1 i"], stored: Array) -> Float32[Array, "1 o"]:
+def _single_row(x: Float32[Array, "1 i"], stored: Shaped[Array, "i o"]) -> Float32[Array, "1 o"]:
     """Return x @ stored, `MATVEC_ROWS` input rows at a time; the last step may have fewer."""
     rows = min(MATVEC_ROWS, x.shape[1])
     full = x.shape[1] // rows

@@ -55,7 +55,13 @@ def main(arguments: list[str]) -> None:
     rest = [argument for argument in arguments if argument not in ("--help", "-h")]
     launch, changes = tyro.cli(Launch, args=rest, return_unknown_args=True)
     if launch.config is None and not launch.resume:
-        tyro.cli(Launch, prog="lgjax train", description=HELP, args=wants_help or ["--help"])
+        if not wants_help and arguments:
+            raise ValueError("give the file of the run: --config configs/stage1.py")
+        tyro.cli(Launch, prog="lgjax train", description=HELP, args=["--help"])
+    if not launch.coordinator and (launch.processes is not None or launch.process is not None):
+        raise ValueError(
+            "--processes and --process need --coordinator HOST:PORT, where the first process listens"
+        )
     if launch.coordinator or launch.distributed:
         import jax
 

@@ -7,7 +7,11 @@ spec/training_and_data.md 2, 3, 4, 14.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 import json
+import runpy
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -90,7 +94,7 @@ class DataConfig:
     """A batch is `groups` groups of `grounded_rows` grounded samples and `text_rows` samples of text.
 
     groups: of a whole step, over all devices and micro-batches. length, phrases, objects, mask_side, wording,
-    template: see `lgjax.data.batch.BatchConfig`. held_out: grounded samples that the run is measured on.
+    template: see `lgjax.data.batch.BatchConfig`. held_out: samples that the run is measured on.
     workers: processes a host that make batches; 0 makes them in threads.
     """
 
@@ -123,13 +127,15 @@ class DataConfig:
         )
 
     def held_out_mixture(self) -> Mixture:
-        """The held-out data, in batches of as many grounded rows.
+        """The held-out data: as many grounded rows as in training, or rows of text where it has no others.
 
         Raises:
             FileNotFoundError, ValueError: see `DataStream.records` and `Mixture`.
         """
         streams = _streams(self.held_out)
-        return Mixture(grounded=streams, grounded_rows=self.grounded_rows, groups=self.groups)
+        if self.grounded_rows:
+            return Mixture(grounded=streams, grounded_rows=self.grounded_rows, groups=self.groups)
+        return Mixture(text=streams, text_rows=self.text_rows, groups=self.groups)
 
     def batch(self, model: ModelConfig) -> BatchConfig:
         """Static sizes of a batch. Released training takes the state at `<seg>` (spec 12, Q1)."""
@@ -155,10 +161,10 @@ class LossConfig:
 
     queries: object queries of the grounding model; points: where each mask is compared; detach_seg: grounding
     sends no gradient into the language model (paper Table 14). language_mean: the language loss is the mean
-    over the tokens of the whole batch, or the sum of one mean for each kind of sample. object_mean: grounding
-    and visual-prompt losses are divided by the objects of the whole batch, of those of the same kind of
-    sample, or of the sample's group (times the number of groups). phrase_mean: class losses are divided by
-    the most phrases of a sample in the group, or by the sample's own number.
+    over the tokens of the whole batch, or the sum of one mean for each stream. object_mean: grounding and
+    visual-prompt losses are divided by the objects of the whole batch, of the sample's stream, or of its
+    group (times the number of groups). phrase_mean: class losses are divided by the most phrases of a sample
+    of the same stream and group, or by the sample's own number.
 
     Source: spec/training_and_data.md 4, 14.3; spec/grounding_model.md 7, 10.
     """
@@ -170,8 +176,8 @@ class LossConfig:
     points: int = NUM_POINTS
     detach_seg: bool = False
     drop_path: bool = True
-    language_mean: Literal["batch", "kind"] = "batch"
-    object_mean: Literal["batch", "kind", "group"] = "batch"
+    language_mean: Literal["batch", "stream"] = "batch"
+    object_mean: Literal["batch", "stream", "group"] = "batch"
     phrase_mean: Literal["group", "sample"] = "group"
 
 
@@ -252,8 +258,9 @@ class TrainConfig:
     finished model are written. remat: compute layers again in the backward pass, for
     memory; scan_layers: compile one layer of the language model for all. Every `log_every` steps a line is
     printed, `save_every` a checkpoint written (the last `keep` stay, and the best on held-out data),
-    `measure_every` the losses of `measure_batches` held-out batches taken, `draw_every` `draw_count` answers
-    drawn; 0 turns it off. bad_steps: so many steps in a row without finite numbers end the run.
+    `measure_every` (and with every checkpoint) the losses of `measure_batches` held-out batches taken,
+    `draw_every` `draw_count` answers drawn; 0 turns these off. bad_steps: so many steps in a row without
+    finite numbers end the run.
     """
 
     name: str
@@ -287,29 +294,59 @@ class TrainConfig:
             raise ValueError(wrong)
 
 
+# least and most of the numbers of a run; most None: no limit
+_RANGES: dict[str, tuple[float, float | None]] = {
+    "steps": (1, None),
+    "accumulate": (1, None),
+    "bad_steps": (1, None),
+    "log_every": (1, None),
+    "keep": (1, None),
+    "measure_batches": (1, None),
+    "save_every": (0, None),
+    "measure_every": (0, None),
+    "draw_every": (0, None),
+    "draw_count": (0, None),
+    "seed": (0, None),
+    "optim.lr": (0, None),
+    "optim.warmup": (0, 1),
+    "optim.weight_decay": (0, None),
+    "optim.b1": (0, 1),
+    "optim.b2": (0, 1),
+    "optim.eps": (0, None),
+    "optim.clip_norm": (0, None),
+    "optim.lora": (0, None),
+    "loss.queries": (1, None),
+    "loss.points": (4, None),
+    **{f"optim.rates.{name.name}": (0, None) for name in dataclasses.fields(Rates)},
+}
+
+
 def _wrong(config: TrainConfig) -> str | None:
+    for name, (least, most) in _RANGES.items():
+        value: Any = functools.reduce(getattr, name.split("."), cast(Any, config))
+        if value is not None and not (least <= value <= (most or sys.float_info.max)):
+            return f"{name} {value} must be {least} or more" + ("" if most is None else f", at most {most}")
     model, loss, rates = config.model, config.loss, config.optim.rates
-    parts = {"grounding": model.grounding, "prompting": model.prompt}
-    for part in loss.parts:
-        if part in parts and parts[part] is None:
-            return f"loss.parts names '{part}', but the model has no such part"
+    parts = {"language": model.llama, "grounding": model.grounding, "prompting": model.prompt}
+    if unknown := [part for part in loss.parts if part not in parts]:
+        return f"loss.parts names '{unknown[0]}'; there are {', '.join(parts)}"
+    if absent := [part for part in loss.parts if parts[part] is None]:
+        return f"loss.parts names '{absent[0]}', but the model has no such part"
     if not loss.parts:
         return "loss.parts is empty: there is nothing to minimise"
     values = dataclasses.asdict(rates)
-    if negative := [name for name, value in values.items() if not 0 <= value < float("inf")]:
-        return f"optim.rates.{negative[0]} {values[negative[0]]} must be 0 or more"
     if not any(value for name, value in values.items() if name != "slow"):
         return "every rate in optim.rates is 0: nothing would learn"
     if rates.new_tokens and (rates.embed or rates.head):
         return "optim.rates.new_tokens is for frozen tables; with embed or head learning it must be 0"
     if config.optim.lora and not rates.llama:
         return "optim.lora needs optim.rates.llama above 0"
-    if config.optim.lora < 0 or config.accumulate < 1 or config.steps < 1 or config.bad_steps < 1:
-        return "optim.lora must be 0 or more; steps, accumulate and bad_steps at least 1"
     if config.data.groups % config.accumulate:
         return f"data.groups {config.data.groups} cannot be cut into {config.accumulate} micro-batches"
     if not config.data.grounded_rows and set(loss.parts) & {"grounding", "prompting"}:
         return "grounding and prompting need data.grounded_rows above 0"
+    if config.measure_every and not config.data.held_out:
+        return "measure_every needs data.held_out: samples to measure on"
     return None
 
 
@@ -339,7 +376,7 @@ def read_run(folder: Path) -> TrainConfig:
         raise FileNotFoundError(f"{folder} holds no training run (no config.json)")
     try:
         return from_text(path.read_text())
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is damaged or of another version ({error}); give --config") from error
 
 
@@ -348,20 +385,19 @@ def load_config(path: Path, preset: Preset) -> TrainConfig:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it has no `get_config`, or that returns something else, or knows no presets.
+        ValueError: it does not run, has no `get_config`, or that returns something else, or knows no presets.
     """
-    import inspect
-    import runpy
-
     if not path.is_file():
         raise FileNotFoundError(f"no configuration file {path}")
-    make = runpy.run_path(str(path)).get("get_config")
-    if not callable(make):
-        raise ValueError(f"{path} defines no function get_config()")
-    takes = len(inspect.signature(make).parameters)
-    if preset != "paper" and not takes:
-        raise ValueError(f"{path} has no presets; leave out --preset {preset}")
-    config = make(preset) if takes else make()
+    try:
+        make = runpy.run_path(str(path)).get("get_config")
+        takes = len(inspect.signature(make).parameters) if callable(make) else 0
+        if preset != "paper" and not takes:
+            raise ValueError("it has no presets; leave out --preset")
+        config = None if make is None else make(preset) if takes else make()
+    # a file of the user's may go wrong in any way
+    except Exception as error:
+        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
     if not isinstance(config, TrainConfig):
-        raise ValueError(f"get_config() of {path} returned {type(config).__name__}, not a TrainConfig")
+        raise ValueError(f"{path} needs a function get_config() that returns a TrainConfig, found {config!r}")
     return config

@@ -103,12 +103,15 @@ def forward_flops(
     return {name: float(count) for name, count in parts.items()}
 
 
-def step_flops(forward: Mapping[str, float], trained: Collection[str]) -> float:
+def step_flops(
+    forward: Mapping[str, float], trained: Collection[str], adapted: Collection[str] = ()
+) -> float:
     """Operations of a whole step, from those of its forward and the names of what is trained.
 
     Every part counts once for the forward; once more, for the gradients of its activations, if it or
     anything it reads from is trained; and once more, for the gradients of its weights, if it is trained.
-    `trained` holds names of parts, or "embed" for the table of tokens. What is computed again to save memory
+    `trained` holds names of parts, or "embed" for the table of tokens; `adapted` those of parts that learn by
+    low-rank updates, whose own weights have no gradients. What is computed again to save memory
     does not count. Of a frozen language model the attention scores are counted once too little in the
     backward pass (some 3 % of a step at 1536 positions), and of the trained grounding model the scores of
     all tokens twice too often, whose gradient nobody takes.
@@ -116,13 +119,13 @@ def step_flops(forward: Mapping[str, float], trained: Collection[str]) -> float:
     Raises:
         ValueError: `trained` names something that is no part of a model.
     """
-    unknown = set(trained) - set(_READS)
+    unknown = (set(trained) | set(adapted)) - set(_READS)
     if unknown:
         raise ValueError(f"cannot train {sorted(unknown)}: the parts of a model are {sorted(_READS)}")
     learns = {part for part in trained if part in forward or part == "embed"}
 
     def needs_gradient(part: str) -> bool:
-        return part in learns or any(needs_gradient(source) for source in _READS[part])
+        return part in learns or part in adapted or any(needs_gradient(source) for source in _READS[part])
 
     return sum(count * (1 + needs_gradient(part) + (part in learns)) for part, count in forward.items())
 

@@ -7,14 +7,16 @@ updates of matrices). Source: spec/training_and_data.md 2.1, 3.2.
 
 from __future__ import annotations
 
+import re
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from lgjax.convert.store import FLOAT32_PARTS, flattened, nested
-from lgjax.models.llama import stack_layers, unstack_layers
+from lgjax.convert.store import FLOAT32_PARTS, nested
+from lgjax.models.llama import unstack_layers
 from lgjax.models.matmul import Int8, LowRank, dense, low_rank, quantize
 from lgjax.text.tokenizer import GROUNDING_TOKENS
 from lgjax.train.config import Rates, TrainConfig
@@ -24,6 +26,7 @@ EMBED, HEAD = "llama/embed_tokens", "llama/lm_head/kernel"
 NEW_EMBED, NEW_HEAD = "new_tokens/embed", "new_tokens/head"
 LORA = "lora/"
 NEW = len(GROUNDING_TOKENS)
+_LAYER = re.compile(r"(llama/)layers_(\d+)/(.*)")
 _SLOW = ("/backbone/", "/sampling_offsets/")
 
 
@@ -50,7 +53,7 @@ def split(params: Mapping[str, Any], config: TrainConfig, key: jax.Array) -> tup
     `key` starts low-rank updates.
     """
     rates, trained, frozen = config.optim.rates, {}, {}
-    for number, (path, leaf) in enumerate(params.items()):
+    for path, leaf in params.items():
         group = group_of(path)
         adapted = config.optim.lora and _is_matrix(path)
         learns = rate_of(group, rates) > 0 and not (config.optim.lora and group == "llama")
@@ -58,7 +61,8 @@ def split(params: Mapping[str, Any], config: TrainConfig, key: jax.Array) -> tup
             trained[path] = leaf.astype(jnp.float32)
             continue
         if rates.llama and adapted:
-            pair = low_rank(leaf, config.optim.lora, jax.random.fold_in(key, number))
+            own = jax.random.fold_in(key, zlib.crc32(path.encode()))
+            pair = low_rank(leaf, config.optim.lora, own)
             trained[f"{LORA}{path}/down"], trained[f"{LORA}{path}/up"] = pair
         if rates.new_tokens and path in (EMBED, HEAD):
             rows = leaf[-NEW:] if path == EMBED else leaf[:, -NEW:]
@@ -99,18 +103,43 @@ def join(trained: Mapping[str, Any], frozen: Mapping[str, Any], dtype: Any) -> d
     return nested(params)
 
 
-def whole(trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters as checkpoints hold them: plain arrays, layers apart, updates merged."""
-    params = jax.tree.map(
-        lambda leaf: dense(leaf) if isinstance(leaf, Int8 | LowRank) else leaf,
-        join(trained, frozen, jnp.float32),
-        is_leaf=lambda leaf: isinstance(leaf, Int8 | LowRank),
-    )
+def apart(params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of the model with the layers of its language model apart, as inference reads them."""
     if "layers" in params["llama"]:
-        params["llama"] = unstack_layers(params["llama"])
+        return {**params, "llama": unstack_layers(params["llama"])}
     return params
 
 
-def stacked(params: dict[str, Any]) -> Flat:
-    """Parameters of a checkpoint with the layers of the language model in one array each, by path."""
-    return flattened({**params, "llama": stack_layers(params["llama"])})
+def leaf_of(trained: Mapping[str, Any], frozen: Mapping[str, Any], path: str, base: Any = None) -> Any:
+    """One parameter of a checkpoint as a plain float32 array, what was learnt included.
+
+    `base` stands for the frozen array, where that is kept in fewer bits than it had.
+    """
+    stored, layer = path, None
+    if path not in trained and path not in frozen:
+        head, number, rest = _LAYER.fullmatch(path).groups()  # pyright: ignore[reportOptionalMemberAccess]
+        stored, layer = f"{head}layers/{rest}", int(number)
+
+    def own(leaf: Any) -> Any:
+        return leaf if layer is None else jax.tree.map(lambda array: array[layer], leaf)
+
+    if stored in trained:
+        return own(trained[stored])
+    kept = own(frozen[stored]) if base is None else jnp.asarray(base)
+    kept = dense(kept) if isinstance(kept, Int8) else kept.astype(jnp.float32)
+    if f"{LORA}{stored}/down" in trained:
+        pair = (own(trained[f"{LORA}{stored}/{name}"]) for name in ("down", "up"))
+        return dense(LowRank(kept, *pair))
+    if path == EMBED and NEW_EMBED in trained:
+        return kept.at[-NEW:].set(trained[NEW_EMBED])
+    if path == HEAD and NEW_HEAD in trained:
+        return kept.at[:, -NEW:].set(trained[NEW_HEAD])
+    return kept
+
+
+def is_unchanged(trained: Mapping[str, Any], path: str) -> bool:
+    """Whether training cannot have changed a parameter of a checkpoint."""
+    stored = _LAYER.sub(r"\1layers/\3", path)
+    rows = {EMBED: NEW_EMBED, HEAD: NEW_HEAD}.get(path)
+    names = {path, stored, f"{LORA}{path}/down", f"{LORA}{stored}/down", rows}
+    return not any(name in trained for name in names)

@@ -21,13 +21,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key, UInt32
 
 from lgjax.config import IGNORE_LABEL, ModelConfig
 from lgjax.data.batch import Grounding as GroundedRows
 from lgjax.data.batch import Language
 from lgjax.data.images import CLIP_MEAN, CLIP_STD
-from lgjax.data.schema import KINDS
 from lgjax.losses.grounding import Targets, grounding_losses
 from lgjax.losses.language import language_loss
 from lgjax.losses.points import RandomPoints
@@ -39,6 +38,7 @@ from lgjax.parallel.mesh import BATCH_AXES
 from lgjax.train.config import LossConfig
 
 Losses = dict[str, jax.Array]
+_STREAMS = 64  # most streams of a mixture
 
 
 class Rows(NamedTuple):
@@ -55,10 +55,10 @@ class Normalisers(NamedTuple):
     losses are divided by; phrases: [g] what the class loss is divided by.
     """
 
-    tokens: jax.Array
-    objects: jax.Array
-    prompts: jax.Array
-    phrases: jax.Array
+    tokens: Float[Array, " b"]
+    objects: Int[Array, " g"] | Float[Array, " g"]
+    prompts: Int[Array, " g"] | Float[Array, " g"]
+    phrases: Float[Array, " g"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Shape:
         """The grounded rows of arrays that hold all rows; nothing moves between devices."""
         size = self.grounded + self.text
 
-        def one(array: jax.Array) -> jax.Array:
+        def one(array: Any) -> Any:
             kept = array.reshape(-1, size, *array.shape[1:])[:, : self.grounded]
             return kept.reshape(-1, *array.shape[1:])
 
@@ -90,35 +90,36 @@ def normalisers(rows: Rows, config: LossConfig, shape: Shape) -> Normalisers:
     language, ground = cast(Any, jax.tree.map(jnp.asarray, rows))
     labels = language.plan.labels[:, 1:] != IGNORE_LABEL
     tokens = labels.sum(1) * (language.lm_weight > 0)
-    total = _sums(tokens, language.kind, config.language_mean == "kind")
+    total = _sums(tokens, language.stream, config.language_mean == "stream")
     weights = language.lm_weight / jnp.maximum(total, 1)
     if ground is None:
         none = jnp.zeros(0)
         return Normalisers(weights, none, none, none)
-    kind = shape.cut(language.kind)
+    stream = shape.cut(language.stream)
     counts = ground.object_mask.sum(1)
     objects, prompts = (
-        _objects(n, kind, config.object_mean, shape) for n in (counts * (ground.weight > 0), counts)
+        _objects(n, stream, config.object_mean, shape) for n in (counts * (ground.weight > 0), counts)
     )
     phrases = ground.seg_mask.sum(1) * (ground.weight > 0)
     if config.phrase_mean == "group":
-        most = phrases.reshape(-1, shape.grounded).max(1)
-        phrases = jnp.repeat(most, shape.grounded)
+        counts, streams = (array.reshape(-1, shape.grounded) for array in (phrases, stream))
+        same = streams[:, :, None] == streams[:, None]
+        phrases = jnp.where(same, counts[:, None], 0).max(-1).reshape(-1)
     return Normalisers(weights, objects, prompts, phrases.astype(jnp.float32))
 
 
-def _objects(counts: jax.Array, kind: jax.Array, mean: str, shape: Shape) -> jax.Array:
+def _objects(counts: Int[Array, " g"], stream: Int[Array, " g"], mean: str, shape: Shape) -> Int[Array, " g"]:
     if mean == "group":
         sums = counts.reshape(-1, shape.grounded).sum(1)
         return jnp.repeat(len(sums) * jnp.maximum(sums, 1), shape.grounded)
-    return jnp.maximum(_sums(counts, kind, mean == "kind"), 1)
+    return jnp.maximum(_sums(counts, stream, mean == "stream"), 1)
 
 
-def _sums(counts: jax.Array, kind: jax.Array, apart: bool) -> jax.Array:
-    """For each row the sum over all rows, or over those of its kind."""
+def _sums(counts: Int[Array, " n"], stream: Int[Array, " n"], apart: bool) -> Int[Array, " n"]:
+    """For each row the sum over all rows, or over those of its stream."""
     if not apart:
         return jnp.broadcast_to(counts.sum(), counts.shape)
-    return jnp.zeros(len(KINDS), counts.dtype).at[kind].add(counts)[kind]
+    return jnp.zeros(_STREAMS, counts.dtype).at[stream].add(counts)[stream]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +176,7 @@ class Objective:
         rows: Rows,
         counts: Normalisers,
         key: jax.Array,
-        sample_ids: jax.Array | None,
+        sample_ids: UInt32[Array, " g"] | None,
         train: bool,
     ) -> tuple[jax.Array, Losses]:
         ground = rows.grounding
@@ -197,7 +198,8 @@ class Objective:
                 keys,
             )
             points = RandomPoints(key, ids, self.loss.points)
-            found = prompting_losses(
+            found = _precise(
+                prompting_losses,
                 predictions,
                 features.mask_features,
                 ground.boxes,
@@ -220,7 +222,7 @@ class Objective:
         rows: Rows,
         counts: Normalisers,
         key: jax.Array,
-        sample_ids: jax.Array | None,
+        sample_ids: UInt32[Array, " g"] | None,
         train: bool,
     ) -> Losses:
         ground = rows.grounding
@@ -255,7 +257,8 @@ class Objective:
                 masks=jnp.unpackbits(ground.masks, axis=-1),
                 image_mask=ground.weight > 0,
             )
-            found, _ = grounding_losses(
+            found, _ = _precise(
+                grounding_losses,
                 predictions,
                 features.mask_features,
                 targets,
@@ -288,6 +291,12 @@ class Objective:
         )
         with nn.logical_axis_rules(()):
             return run(shared, local)
+
+
+def _precise(losses: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+    """Losses and costs in true float32, where an accelerator would otherwise multiply in fewer bits."""
+    with jax.default_matmul_precision("highest"):
+        return losses(*inputs, **options)
 
 
 def _apply(model: nn.Module, params: dict[str, Any], *inputs: Any, **options: Any) -> Any:

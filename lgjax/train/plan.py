@@ -18,10 +18,9 @@ from lgjax.infer.load import use_compilation_cache
 from lgjax.parallel.mesh import AXES, make_mesh
 from lgjax.train.config import DataStream, TrainConfig
 from lgjax.train.groups import group_of, rate_of
-from lgjax.train.loop import step_operations
 from lgjax.train.objective import Rows
 from lgjax.train.start import abstract_state, load_tokenizer, placed
-from lgjax.train.step import TrainState, check_mesh, make_step, on_mesh, row_sharding
+from lgjax.train.step import TrainState, check_mesh, compile_step, on_mesh, row_sharding, step_operations
 
 
 def plan(config: TrainConfig, console: Console) -> None:
@@ -40,7 +39,7 @@ def plan(config: TrainConfig, console: Console) -> None:
     mixture = config.data.mixture()
     console.print(_rows(config, mixture))
     rows = _abstract_rows(config, mixture)
-    console.print(f"one step: {step_operations(config):.3g} operations of the model")
+    console.print(f"one step: {step_operations(config, state.trained):.3g} operations of the model")
     console.print(_memory(config, state, rows, mesh, here))
 
 
@@ -143,7 +142,7 @@ def _compiled(config: TrainConfig, state: TrainState, rows: Rows, mesh: Mesh) ->
     def on_rows(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    step = jax.jit(make_step(config, mesh), donate_argnums=0)
+    step: Any = compile_step(config, mesh, state)
     with on_mesh(mesh):
         key = jax.eval_shape(lambda: jax.random.key(0))
         found = step.lower(state, jax.tree.map(on_rows, rows), key).compile().memory_analysis()

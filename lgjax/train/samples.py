@@ -5,6 +5,7 @@ Works on one process; see `lgjax.infer`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image
 
 from lgjax.config import ModelConfig
 from lgjax.data.marks import picture_of
-from lgjax.data.rounds import Round, rounds_of
+from lgjax.data.rounds import Wording, rounds_of
 from lgjax.data.schema import Record
 from lgjax.infer.answer import Answer
 from lgjax.infer.chat import GroundedChat
@@ -34,16 +35,18 @@ class Sample(NamedTuple):
     expected: str
 
 
-def choose(records: Sequence[Any], count: int, seed: int = 0) -> list[Sample]:
-    """The first rounds of the first records that ask without visual prompts."""
+def choose(records: Sequence[Any], count: int, wording: Wording = "released") -> list[Sample]:
+    """The first rounds of the first records that ask without visual prompts and whose picture can be read."""
     found: list[Sample] = []
     for number in range(min(len(records), 20 * count)):
-        record = records[number]
-        rounds: Sequence[Round] = rounds_of(record, np.random.default_rng([seed, number]))
-        if record.image is None or rounds[0].regions or len(found) == count:
-            continue
-        question = rounds[0].question.replace(IMAGE_PLACEHOLDER, "").strip()
-        found.append(Sample(record, picture_of(record), question, rounds[0].answer))
+        if len(found) == count:
+            break
+        with contextlib.suppress(ValueError, OSError):
+            record = records[number]
+            first = rounds_of(record, np.random.default_rng(number), wording)[0]
+            if record.image is not None and not first.regions:
+                question = first.question.replace(IMAGE_PLACEHOLDER, "").strip()
+                found.append(Sample(record, picture_of(record), question, first.answer))
     return found
 
 
@@ -54,7 +57,7 @@ def answer(
     samples: Sequence[Sample],
     **options: Any,
 ) -> list[Answer]:
-    """Greedy answers to samples. `params` are those of a checkpoint (`groups.whole`)."""
+    """Greedy answers to samples. `params` have the layers of the language model apart (`groups.apart`)."""
     compute = jnp.dtype(jnp.float32) if jax.default_backend() == "cpu" else jnp.dtype(jnp.bfloat16)
     chat = GroundedChat(Model(config, params, tokenizer, compute, compute))
     pictures, questions = [one.picture for one in samples], [one.question for one in samples]

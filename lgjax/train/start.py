@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,12 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from lgjax.config import ModelConfig
 from lgjax.convert import meta, store
-from lgjax.convert.store import flattened, nested
+from lgjax.convert.store import flattened
 from lgjax.models.llava_grounding import LlavaGrounding, abstract_params, example_inputs, logical_axes
 from lgjax.parallel.rules import shardings
 from lgjax.text.tokenizer import ADDED_FILE, MODEL_FILE, Tokenizer
 from lgjax.train.config import TrainConfig
-from lgjax.train.groups import EMBED, HEAD, Flat, split, stacked
+from lgjax.train.groups import EMBED, HEAD, Flat, split
 from lgjax.train.step import TrainState, init_state, on_mesh, state_shardings
 
 
@@ -33,6 +33,8 @@ def load_tokenizer(config: TrainConfig) -> Tokenizer:
     Raises:
         FileNotFoundError, ValueError: there is none, or it has another number of ids than the model has rows.
     """
+    for folder in config.start:
+        meta.read(folder)  # a folder that is not there should not be taken for a wrong tokenizer
     places = [Path(config.tokenizer)] if config.tokenizer else []
     places += [Path(folder) / store.TOKENIZER for folder in reversed(config.start)]
     for place in places:
@@ -42,8 +44,10 @@ def load_tokenizer(config: TrainConfig) -> Tokenizer:
             found = Tokenizer.load(model) if added else Tokenizer.from_model_file(model)
             break
     else:
-        if config.tokenizer:
-            raise FileNotFoundError(f"no tokenizer at {config.tokenizer}")
+        if places:
+            raise FileNotFoundError(
+                f"no tokenizer.model in {', '.join(map(str, places))}; name one by --tokenizer"
+            )
         shipped = importlib.resources.files("lgjax") / "assets" / "debug_tokenizer.model"
         with importlib.resources.as_file(shipped) as file:
             found, model = Tokenizer.from_model_file(file), Path("the package's small tokenizer")
@@ -52,6 +56,12 @@ def load_tokenizer(config: TrainConfig) -> Tokenizer:
         raise ValueError(
             f"{model} has {found.vocab_size} ids with the grounding tokens, the model {rows} rows "
             "(model.llama.vocab_size); give the tokenizer of the language model by --tokenizer"
+        )
+    new = (found.g_s_id, found.g_e_id, found.seg_id)
+    if config.optim.rates.new_tokens and new != (rows - 3, rows - 2, rows - 1):
+        raise ValueError(
+            f"{model} gives <g_s>, <g_e>, <seg> the ids {new}; optim.rates.new_tokens trains the last three "
+            f"rows, {rows - 3} to {rows - 1}; train the whole tables (optim.rates.embed, head) instead"
         )
     return found
 
@@ -64,15 +74,12 @@ def start_state(config: TrainConfig, mesh: Mesh) -> TrainState:
             configuration.
     """
     places = state_shardings(abstract_state(config), config, mesh)
-    params = _start_params(config, mesh)
+    trained, frozen = _cut(config, mesh, places)
 
     def begin(trained: Flat, frozen: Flat) -> TrainState:
         return init_state(config, trained, frozen)
 
     with on_mesh(mesh):
-        cut = jax.jit(_cut(config), out_shardings=(places.trained, places.frozen))
-        trained, frozen = cut(params)
-        del params
         return jax.jit(begin, out_shardings=places, donate_argnums=(0, 1))(trained, frozen)
 
 
@@ -82,24 +89,22 @@ def start_frozen(config: TrainConfig, mesh: Mesh) -> Flat:
     Raises:
         FileNotFoundError, ValueError: see `start_state`.
     """
-    places = state_shardings(abstract_state(config), config, mesh)
-    params = _start_params(config, mesh)
-    with on_mesh(mesh):
-        return jax.jit(lambda params: _cut(config)(params)[1], out_shardings=places.frozen)(params)
+    return _cut(config, mesh, state_shardings(abstract_state(config), config, mesh), keep_trained=False)[1]
 
 
-def _cut(config: TrainConfig) -> Callable[[Flat], tuple[Flat, Flat]]:
+def _cut(
+    config: TrainConfig, mesh: Mesh, places: TrainState, *, keep_trained: bool = True
+) -> tuple[Flat, Flat]:
+    """Cut the parameters of a start one by one, so that no more than one of them is held twice."""
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
-    return lambda params: split(params, config, key)
-
-
-def placed(abstract: TrainState, config: TrainConfig, mesh: Mesh | AbstractMesh) -> TrainState:
-    """Shapes of a state with their shardings, as a restore wants them."""
-
-    def one(leaf: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
-
-    return jax.tree.map(one, abstract, state_shardings(abstract, config, mesh))
+    params = _start_params(config, mesh)
+    trained, frozen = (dict.fromkeys(part) for part in (places.trained, places.frozen))
+    for path in list(params):
+        learns, stays = split({path: params.pop(path)}, config, key)
+        if keep_trained:
+            trained |= jax.device_put(learns, {name: places.trained[name] for name in learns})
+        frozen |= jax.device_put(stays, {name: places.frozen[name] for name in stays})
+    return trained, frozen
 
 
 def abstract_state(config: TrainConfig) -> TrainState:
@@ -111,6 +116,15 @@ def abstract_state(config: TrainConfig) -> TrainState:
     return jax.eval_shape(make, flattened(abstract_params(config.model, config.scan_layers)))
 
 
+def placed(abstract: TrainState, config: TrainConfig, mesh: Mesh | AbstractMesh) -> TrainState:
+    """Shapes of a state with their shardings, as a restore wants them."""
+
+    def one(leaf: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    return jax.tree.map(one, abstract, state_shardings(abstract, config, mesh))
+
+
 def _start_params(config: TrainConfig, mesh: Mesh) -> Flat:
     """All parameters by path, on their devices."""
     wanted = flattened(abstract_params(config.model))
@@ -120,8 +134,19 @@ def _start_params(config: TrainConfig, mesh: Mesh) -> Flat:
     fresh = [path for path in wanted if path not in found]
     if fresh:
         found |= _fresh(config, fresh, mesh)
-    found = {path: found[path] for path in wanted}
-    return stacked(nested(found)) if config.scan_layers else found
+    found = {path: found.pop(path) for path in wanted}
+    return _stacked(found) if config.scan_layers else found
+
+
+def _stacked(params: Flat) -> Flat:
+    """Stack the layers of the language model, one kind of array after the other."""
+    first = "llama/layers_0/"
+    for path in [path for path in params if path.startswith(first)]:
+        name = path.removeprefix(first)
+        count = sum(other.startswith("llama/layers_") and other.endswith(f"/{name}") for other in params)
+        leaves = [params.pop(f"llama/layers_{layer}/{name}") for layer in range(count)]
+        params[f"llama/layers/{name}"] = jnp.stack(leaves)
+    return params
 
 
 def _from_folder(folder: str, model: ModelConfig, wanted: Flat, mesh: Mesh) -> Flat:
@@ -129,6 +154,11 @@ def _from_folder(folder: str, model: ModelConfig, wanted: Flat, mesh: Mesh) -> F
     parts = [part for part in recorded.parts if part != "projector" and getattr(model, part, None)]
     for part in parts:
         _check_sizes(folder, part, getattr(recorded.config, part), getattr(model, part))
+    if "grounding" in parts and recorded.config.seg_state != model.seg_state:
+        raise ValueError(
+            f"{folder} takes the state {recorded.config.seg_state} a <seg> for a phrase, the configuration "
+            f"{model.seg_state}; --model.seg-state {recorded.config.seg_state} keeps it as it is"
+        )
     with_projector = [*parts, *(["projector"] if "projector" in recorded.parts else [])]
     params = flattened(store.load(folder, mesh=mesh, parts=with_projector).params)
     out = {}

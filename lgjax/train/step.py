@@ -6,7 +6,8 @@ Source: spec/training_and_data.md 14.1, 14.3, 14.4.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
@@ -22,6 +23,7 @@ from lgjax.models.matmul import Int8
 from lgjax.parallel.mesh import BATCH_AXES
 from lgjax.parallel.rules import RULES, partition_spec
 from lgjax.train.config import TrainConfig
+from lgjax.train.flops import forward_flops, step_flops
 from lgjax.train.groups import EMBED, HEAD, LORA, NEW_EMBED, NEW_HEAD, Flat, group_of, join
 from lgjax.train.objective import Normalisers, Objective, Rows, Shape, families, normalisers
 from lgjax.train.optimizer import make_optimizer, schedule
@@ -61,12 +63,13 @@ def init_state(config: TrainConfig, trained: Flat, frozen: Flat) -> TrainState:
 
 
 def make_step(config: TrainConfig, mesh: Mesh) -> TrainStep:
-    """Return the step function of a run, to be jitted under `on_mesh` with the state donated.
+    """Return the step function of a run; `compile_step` makes a program of it.
 
     The key is that of the run; each step and sample has random numbers of its own. Metrics: "loss", losses
     by kind as "loss/...", those of the last layers as "last/...", norms of gradients of each group as
     "norm/...", "rate", "tokens" and "images" of the step, "skipped" (1 for a step whose loss or gradients are
-    not finite, which changes no parameter) and "bad_steps" (how many of these came in a row).
+    not finite, which changes no parameter), "skipped_steps" (how many there were) and "bad_steps" (how many
+    of them came in a row).
     """
     objective = make_objective(config, mesh)
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -96,23 +99,36 @@ def make_step(config: TrainConfig, mesh: Mesh) -> TrainStep:
             shapes = jax.eval_shape(gradient, state.trained, *jax.tree.map(lambda x: x[0], parts))
             zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
             (grads, metrics), _ = jax.lax.scan(add, zeros, parts)
-        finite = jnp.isfinite(metrics["loss"])
+        norms = _norms(grads)
+        # squares that overflow would spoil the moments although the gradients themselves are finite
+        finite = jnp.isfinite(jnp.stack([metrics["loss"], *norms.values()])).all()
         grads = jax.tree.map(lambda leaf: jnp.where(finite, leaf, jnp.nan), grads)
         optimizer = make_optimizer(config.optim, config.steps, state.trained)
         updates, new = optimizer.update(grads, state.optimizer, state.trained)
         assert isinstance(new, optax.ApplyIfFiniteState)
         trained = cast(Flat, optax.apply_updates(state.trained, updates))
+        taken = state.step - state.optimizer.total_notfinite
         metrics |= {
-            **_norms(grads),
-            "rate": config.optim.lr * schedule(config.optim, config.steps)(state.step),
+            **norms,
+            "rate": config.optim.lr * schedule(config.optim, config.steps)(taken),
             "tokens": rows.language.plan.lengths.sum(),
-            "images": jnp.asarray(rows.language.lm_weight.shape[0]),
+            "images": (rows.language.plan.patches >= 0).any(1).sum(),
             "skipped": ~new.last_finite,
+            "skipped_steps": new.total_notfinite,
             "bad_steps": new.notfinite_count,
         }
         return TrainState(state.step + 1, trained, new, state.frozen), metrics
 
     return train_step
+
+
+def compile_step(config: TrainConfig, mesh: Mesh, state: TrainState) -> TrainStep:
+    """The step as a program that uses up the state it is given, to be called under `on_mesh`.
+
+    The new state lies on the mesh as the old one, so that one program serves all steps, resumed or not.
+    """
+    where = state_shardings(state, config, mesh)
+    return jax.jit(make_step(config, mesh), donate_argnums=0, out_shardings=(where, None))
 
 
 def _norms(grads: Flat) -> Metrics:
@@ -124,7 +140,7 @@ def _norms(grads: Flat) -> Metrics:
     return {name: jnp.sqrt(value) for name, value in squares.items()}
 
 
-def _micro_batches(tree: Any, devices: int, count: int) -> Any:
+def _micro_batches(tree: tuple[Rows, Normalisers], devices: int, count: int) -> tuple[Rows, Normalisers]:
     """Cut rows into `count` parts along a new first axis, each with an equal share of every device's rows."""
 
     def cut(array: jax.Array) -> jax.Array:
@@ -142,7 +158,13 @@ def check_mesh(config: TrainConfig, mesh: Mesh | AbstractMesh) -> None:
     if config.data.groups % (devices * config.accumulate):
         raise ValueError(
             f"data.groups {config.data.groups} cannot be shared by {devices} devices (data x fsdp) times "
-            f"{config.accumulate} micro-batches; make it a multiple of {devices * config.accumulate}"
+            f"{config.accumulate} micro-batches; make it a multiple of {devices * config.accumulate}, with "
+            "fewer data.grounded_rows and data.text_rows for a batch of the same size"
+        )
+    if jax.process_count() > 1 and mesh.size != jax.device_count():
+        raise ValueError(
+            f"a mesh of {mesh.size} devices on {jax.process_count()} processes with {jax.device_count()}: "
+            "all devices must take part (one mesh axis may be 0, all that are left)"
         )
 
 
@@ -151,6 +173,24 @@ def on_mesh(mesh: Mesh) -> Iterator[None]:
     """Where steps are traced and run: logical axis names mean the axes of `mesh`."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         yield
+
+
+def own_part(mesh: Mesh, groups: int) -> tuple[int, int]:
+    """(host, hosts) as `batches` wants them: which part of a batch's groups lies on devices of this process.
+
+    Processes that hold the same rows, for example where the tensor axis spans them, have the same part.
+
+    Raises:
+        ValueError: this process holds parts that do not lie side by side.
+    """
+    found = row_sharding(mesh).addressable_devices_indices_map((groups,)).values()
+    spans = sorted({part[0].indices(groups)[:2] for part in found if part is not None})
+    if any(before[1] != after[0] for before, after in itertools.pairwise(spans)):
+        raise ValueError(
+            "the rows of this process do not lie side by side on the mesh; order its axes otherwise"
+        )
+    count = spans[-1][1] - spans[0][0]
+    return spans[0][0] // count, groups // count
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:
@@ -195,3 +235,23 @@ def state_shardings(state: TrainState, config: TrainConfig, mesh: Mesh | Abstrac
 
     optimizer = jax.tree_util.tree_map_with_path(moment, state.optimizer)
     return TrainState(cast(Any, everywhere), trained, optimizer, frozen)
+
+
+def step_operations(config: TrainConfig, trained: Collection[str]) -> float:
+    """Model operations of a step whose trained parameters have these paths, see `flops.step_flops`."""
+    data, parts = config.data, config.loss.parts
+    forward = forward_flops(
+        config.model,
+        rows=data.groups * (data.grounded_rows + data.text_rows),
+        length=data.length,
+        grounded_rows=data.groups * data.grounded_rows,
+        phrases=data.phrases if "grounding" in parts else 0,
+        objects=data.objects,
+        prompts=data.objects if "prompting" in parts else 0,
+        queries=config.loss.queries,
+    )
+    whole = {group_of(path).removesuffix("_slow") for path in trained if not path.startswith(LORA)}
+    if "new_tokens" in whole:  # a few rows of the two tables; the gradient of the input side passes through
+        whole = whole - {"new_tokens"} | {"embed"}
+    adapted = {"llama"} if any(path.startswith(LORA) for path in trained) else set()
+    return step_flops(forward, whole, adapted)

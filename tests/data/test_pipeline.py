@@ -9,9 +9,10 @@ import pytest
 
 from lgjax.config import IGNORE_LABEL
 from lgjax.data.batch import Batch, concatenate
-from lgjax.data.pipeline import Counted, Mixture, Stream, batches, grounded_language, to_device
+from lgjax.data.pipeline import Counted, Mixture, Stream, batches, to_device
 from lgjax.data.schema import KINDS
 from lgjax.parallel.mesh import make_mesh
+from lgjax.train.objective import Shape
 from tests.data.records import CONFIG, TOKENIZER, caption, chat, referring, words
 
 MIXTURE = Mixture(
@@ -21,6 +22,7 @@ MIXTURE = Mixture(
     text_rows=1,
     groups=4,
 )
+SHAPE = Shape(MIXTURE.grounded_rows, MIXTURE.text_rows)
 
 
 def run(mixture: Mixture = MIXTURE, **options):
@@ -91,7 +93,7 @@ def test_any_step_can_be_the_first(expected, stop):
 
 
 def test_weights_hold_in_every_four_rows(expected):
-    kinds = np.concatenate([grounded_language(batch.language, MIXTURE).kind for batch in expected])
+    kinds = np.concatenate([SHAPE.cut(batch.language).kind for batch in expected])
     is_caption = kinds.reshape(-1, 4) == KINDS.index("caption")
     assert (is_caption.sum(1) == 1).all()
 
@@ -114,9 +116,9 @@ def test_seeds_differ_and_epochs_draw_anew(expected):
 
 
 def test_grounded_rows_are_found_in_the_language_rows(expected):
-    """A grounded row's phrases stand at <seg> tokens of the row that `grounded_language` gives it."""
+    """A grounded row's phrases stand at <seg> tokens of the row that `Shape.cut` gives it."""
     for batch in expected:
-        language = grounded_language(batch.language, MIXTURE)
+        language = SHAPE.cut(batch.language)
         ground = batch.grounding
         at = np.take_along_axis(language.plan.tokens, ground.seg_positions, 1)
         assert (at[ground.seg_mask] == TOKENIZER.seg_id).all() and ground.seg_mask.any(1).all()
@@ -214,11 +216,7 @@ def test_on_devices_each_has_its_group():
 def test_cutting_out_grounded_rows_moves_nothing_between_devices(expected):
     sharding = jax.NamedSharding(make_mesh(data=4), jax.P(("data", "fsdp")))
     language = jax.device_put(expected[0].language, sharding)
-    compiled = (
-        jax.jit(lambda rows: grounded_language(rows, MIXTURE), out_shardings=sharding)
-        .lower(language)
-        .compile()
-    )
+    compiled = jax.jit(lambda rows: SHAPE.cut(rows), out_shardings=sharding).lower(language).compile()
     text = compiled.as_text()
     assert not [name for name in ("all-gather", "collective-permute", "all-to-all") if name in text]
 

@@ -1,0 +1,215 @@
+"""A run that was stopped, killed or damaged goes on as if nothing had happened: the same bits."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from lgjax.parallel.mesh import make_mesh
+from lgjax.train.checkpoint import Checkpoints, digest
+from lgjax.train.config import MeshConfig, TrainConfig
+from lgjax.train.loop import train
+from lgjax.train.start import abstract_state, placed, start_frozen
+from tests.train.words import words
+
+ROOT = Path(__file__).parents[2]
+STEPS = 10
+CONFIG = words(steps=STEPS, save_every=2, keep=3)
+FILE = ROOT / "tests" / "train" / "words.py"
+OPTIONS = ["--steps", str(STEPS), "--save-every", "2", "--keep", "3"]
+
+
+def command(folder: Path, *more: str) -> list[str]:
+    run = [sys.executable, "-m", "lgjax", "train", "--config", str(FILE), "--out", str(folder)]
+    return [*run, *OPTIONS, *more]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
+
+
+def run(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(folder, *more), env=environment(), capture_output=True, text=True, cwd=ROOT)
+
+
+def go_on(folder: Path, config: TrainConfig = CONFIG) -> str:
+    """Resume in this process; returns what was printed."""
+    console = Console(record=True, width=300, file=open(os.devnull, "w"))  # noqa: SIM115
+    train(config, folder, resume=True, console=console)
+    return console.export_text()
+
+
+def last_state(folder: Path) -> list[np.ndarray]:
+    """Every array of the newest checkpoint."""
+    mesh = make_mesh()
+    frozen = start_frozen(CONFIG, mesh)
+    checkpoints = Checkpoints(folder, CONFIG)
+    wanted = placed(abstract_state(CONFIG), CONFIG, mesh)
+    state = checkpoints.restore(wanted, frozen, int(digest(frozen)), print)
+    checkpoints.close()
+    assert state is not None and int(state.step) == STEPS
+    return [np.asarray(leaf) for leaf in jax.tree.leaves((state.step, state.trained, state.optimizer))]
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return [(line["step"], line["loss"]) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The run that never stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train(CONFIG, folder, console=Console(quiet=True))
+    yield folder
+
+
+def assert_same(folder: Path, whole: Path) -> None:
+    for mine, other in zip(last_state(folder), last_state(whole), strict=True):
+        assert mine.dtype == other.dtype and np.array_equal(mine, other)
+    assert losses(folder) == losses(whole)
+    assert [step for step, _ in losses(folder)] == list(range(1, STEPS + 1))
+
+
+def copied(whole: Path, tmp_path: Path, upto: int) -> Path:
+    """The run as it was when `upto` was its newest checkpoint."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    shutil.rmtree(folder / "model")
+    for path in (folder / "checkpoints").iterdir():
+        if path.is_dir() and path.name.isdigit() and int(path.name) > upto:
+            shutil.rmtree(path)
+    return folder
+
+
+def wait_for_line(process: subprocess.Popen[str], start: str) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(start):
+            return
+    raise AssertionError(f"no line '{start}'")
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_stop_saves(whole: Path, tmp_path: Path, sign: signal.Signals):
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        command(folder),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+    )
+    wait_for_line(process, "step 3/")
+    process.send_signal(sign)
+    printed, _ = process.communicate(timeout=120)
+    if process.returncode == 0:  # it had ended before the signal came
+        pytest.skip("the machine was too fast")
+    assert process.returncode == 143, printed
+    assert "--resume goes on" in printed and "Traceback" not in printed
+    stopped = max(int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdigit())
+    assert 3 <= stopped < STEPS and not (folder / "model").exists()
+    assert f"going on after step {stopped}" in go_on(folder)
+    assert_same(folder, whole)
+
+
+def test_a_run_that_is_killed_while_it_saves(whole: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        command(folder), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, cwd=ROOT
+    )
+    checkpoints, end = folder / "checkpoints", time.monotonic() + 120
+    while time.monotonic() < end and process.poll() is None:
+        names = [path.name for path in checkpoints.iterdir()] if checkpoints.is_dir() else []
+        if "2" in names and any("tmp" in name for name in names):
+            break
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    left = [path.name for path in checkpoints.iterdir()]
+    assert "2" in left
+    go_on(folder)
+    assert_same(folder, whole)
+    assert all("tmp" not in path.name for path in checkpoints.iterdir()), left
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, Path.unlink], ids=["truncated", "flipped", "deleted"])
+def test_a_damaged_checkpoint_is_put_aside(whole: Path, tmp_path: Path, damage: Any):
+    folder = copied(whole, tmp_path, 8)
+    data = [path for path in (folder / "checkpoints" / "8" / "state").rglob("d/*") if path.is_file()]
+    damage(max(data, key=lambda path: path.stat().st_size))
+    printed = go_on(folder)
+    assert "checkpoint of step 8 is damaged" in printed and "going on after step 6" in printed
+    assert (folder / "damaged" / "8").is_dir()
+    assert_same(folder, whole)
+
+
+def test_without_a_readable_checkpoint_nothing_is_begun_anew(whole: Path, tmp_path: Path):
+    folder = copied(whole, tmp_path, 6)
+    for path in (folder / "checkpoints").glob("*/state/_METADATA"):
+        path.unlink()
+    with pytest.raises(ValueError, match="none of the 1 checkpoints"):
+        go_on(folder)
+
+
+def test_other_workers_change_nothing_and_another_mesh_only_rounding(whole: Path, tmp_path: Path):
+    folder = copied(whole, tmp_path / "a", 6)
+    data = dataclasses.replace(CONFIG.data, workers=1)
+    go_on(folder, dataclasses.replace(CONFIG, data=data))
+    assert_same(folder, whole)
+    folder = copied(whole, tmp_path / "b", 6)
+    go_on(folder, dataclasses.replace(CONFIG, mesh=MeshConfig(data=2, fsdp=1, tensor=2)))
+    found, want = (np.asarray([loss for _, loss in losses(run)]) for run in (folder, whole))
+    np.testing.assert_allclose(found, want, rtol=1e-5)
+
+
+def test_what_cannot_be_resumed_is_refused(whole: Path, tmp_path: Path):
+    with pytest.raises(FileExistsError, match="--resume goes on"):
+        train(CONFIG, whole, console=Console(quiet=True))
+    folder = copied(whole, tmp_path, 6)
+    with pytest.raises(ValueError, match="another optim"):
+        go_on(folder, dataclasses.replace(CONFIG, optim=dataclasses.replace(CONFIG.optim, lr=1.0)))
+    done = run(folder, "--resume", "--seed", "5")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "another seed" in done.stderr
+
+
+def test_the_best_checkpoint_stays(tmp_path: Path):
+    """With a rate far too high held-out losses rise after the first checkpoint."""
+    config = words(steps=8, save_every=2, keep=1, measure_every=2, measure_batches=1)
+    config = dataclasses.replace(
+        config,
+        optim=dataclasses.replace(config.optim, lr=0.5),
+        data=dataclasses.replace(config.data, held_out=config.data.text),
+    )
+    train(config, tmp_path, console=Console(quiet=True))
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    measured = {line["step"]: line["held_out/loss"] for line in lines if "held_out/loss" in line}
+    best = min(measured, key=lambda step: measured[step])
+    assert set(measured) == {2, 4, 6, 8} and best != 8
+    kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()}
+    assert kept == {best, 8}
