@@ -18,10 +18,11 @@ from lgjax.data.pipeline import Counted, batches
 from lgjax.models.llava_grounding import abstract_params
 from lgjax.parallel.mesh import make_mesh
 from lgjax.train.config import TrainConfig
-from lgjax.train.groups import split, stacked
+from lgjax.train.groups import split
 from lgjax.train.objective import Rows
 from lgjax.train.start import load_tokenizer
 from lgjax.train.step import TrainState, init_state, make_step, on_mesh, row_sharding, state_shardings
+from tests.train.micro import stacked
 from tests.weights import fill
 
 Shape = tuple[int, int, int]  # of a mesh

@@ -15,28 +15,17 @@ import torch
 from lgjax.config import ModelConfig, debug, llava_g_7b
 from lgjax.convert.manifest import manifest
 from lgjax.convert.store import flattened, nested
-from lgjax.models.llama import stack_layers
 from lgjax.models.llava_grounding import LlavaGrounding, abstract_params
 from lgjax.models.matmul import Int8
 from lgjax.models.splice import plan_batch, plan_row
 from lgjax.train.config import OptimConfig, Rates, TrainConfig, load_config
-from lgjax.train.groups import EMBED, HEAD, NEW, NEW_EMBED, NEW_HEAD, group_of, join, leaf_of, split
+from lgjax.train.groups import EMBED, HEAD, NEW, NEW_EMBED, NEW_HEAD, group_of, join, split
 from lgjax.train.optimizer import make_optimizer
-from tests.train.micro import EVERYTHING, micro, micro_model
+from tests.train.micro import EVERYTHING, micro, micro_model, stacked, whole
 from tests.weights import fill
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 KEY = jax.random.key(5)
-
-
-def whole(trained: dict, frozen: dict) -> dict:
-    """Every parameter of a checkpoint."""
-    paths = flattened(abstract_params(micro_model()))
-    return nested({path: leaf_of(trained, frozen, path) for path in paths})
-
-
-def stacked(params: dict) -> dict:
-    return flattened({**params, "llama": stack_layers(params["llama"])})
 
 
 def group_by_key(key: str) -> str:

@@ -20,11 +20,11 @@ from lgjax.models.llava_grounding import abstract_params
 from lgjax.models.splice import BatchPlan
 from lgjax.parallel.mesh import make_mesh
 from lgjax.train.config import LossConfig, MeshConfig, TrainConfig, load_config
-from lgjax.train.groups import EMBED, HEAD, NEW, group_of, rate_of, split, stacked, whole
+from lgjax.train.groups import EMBED, HEAD, NEW, group_of, rate_of, split
 from lgjax.train.objective import Rows, Shape, families, normalisers
 from lgjax.train.start import load_tokenizer
 from lgjax.train.step import TrainState, init_state, make_objective, make_step, on_mesh
-from tests.train.micro import micro, micro_model
+from tests.train.micro import micro, micro_model, stacked, whole
 from tests.train.quick import OPTIONS
 from tests.weights import fill
 
