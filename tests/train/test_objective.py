@@ -49,8 +49,9 @@ def random_rows(seed: int) -> Rows:
     plan = BatchPlan(empty, empty, empty, labels.astype(np.int32), empty == 0, np.full(b, LENGTH, np.int32))
     lm_weight = (rng.random(b) < 0.8).astype(np.float32)
     kind = rng.integers(0, len(KINDS), b).astype(np.int32)
+    stream = rng.integers(0, 3, b).astype(np.int32)
     language = Language(
-        np.zeros((b, 2, 2, 3), np.uint8), plan, lm_weight, kind, np.arange(b, dtype=np.uint32)
+        np.zeros((b, 2, 2, 3), np.uint8), plan, lm_weight, kind, stream, np.arange(b, dtype=np.uint32)
     )
     grounding = Grounding(
         images=np.zeros((g, 4, 4, 3), np.uint8),
@@ -80,8 +81,8 @@ def count_by_hand(rows: Rows, loss: LossConfig) -> dict[str, list[float]]:
     for row, weight in enumerate(language.lm_weight):
         alike = [
             n
-            for n, kind in zip(learnt, language.kind, strict=True)
-            if loss.language_mean == "batch" or kind == language.kind[row]
+            for n, stream in zip(learnt, language.stream, strict=True)
+            if loss.language_mean == "batch" or stream == language.stream[row]
         ]
         tokens.append(float(weight) / max(sum(alike), 1))
     own = [(group, group * size + row) for group in range(GROUPS) for row in range(GROUNDED)]
@@ -98,14 +99,18 @@ def count_by_hand(rows: Rows, loss: LossConfig) -> dict[str, list[float]]:
             alike = [
                 n
                 for n, (_, other) in zip(counts, own, strict=True)
-                if loss.object_mean == "batch" or language.kind[other] == language.kind[row]
+                if loss.object_mean == "batch" or language.stream[other] == language.stream[row]
             ]
             out.append(max(sum(alike), 1))
         return out
 
     phrases = []
-    for number, (group, _) in enumerate(own):
-        mine = [n for n, (other, _) in zip(phrases_of, own, strict=True) if other == group]
+    for number, (group, row) in enumerate(own):
+        mine = [
+            n
+            for n, (other, at) in zip(phrases_of, own, strict=True)
+            if other == group and language.stream[at] == language.stream[row]
+        ]
         phrases.append(max(mine) if loss.phrase_mean == "group" else phrases_of[number])
     grounded = [n if w else 0 for n, w in zip(objects_of, ground.weight, strict=True)]
     return {
@@ -116,8 +121,8 @@ def count_by_hand(rows: Rows, loss: LossConfig) -> dict[str, list[float]]:
     }
 
 
-@pytest.mark.parametrize("language_mean", ["batch", "kind"])
-@pytest.mark.parametrize("object_mean", ["batch", "kind", "group"])
+@pytest.mark.parametrize("language_mean", ["batch", "stream"])
+@pytest.mark.parametrize("object_mean", ["batch", "stream", "group"])
 @pytest.mark.parametrize("phrase_mean", ["group", "sample"])
 def test_normalisers_against_counting(language_mean, object_mean, phrase_mean):
     loss = LossConfig(language_mean=language_mean, object_mean=object_mean, phrase_mean=phrase_mean)
@@ -136,7 +141,7 @@ def test_normalisers_of_nothing():
     none = {
         name: np.zeros_like(getattr(rows.grounding, name)) for name in ("object_mask", "seg_mask", "weight")
     }
-    for mean in ("batch", "kind", "group"):
+    for mean in ("batch", "stream", "group"):
         loss = LossConfig(object_mean=mean)
         found = normalisers(Rows(language, rows.grounding._replace(**none)), loss, Shape(GROUNDED, TEXT))
         assert not np.asarray(found.tokens).any()
@@ -308,6 +313,7 @@ def stage(name: str) -> TrainConfig:
     return dataclasses.replace(
         config,
         model=model,
+        start=(),
         data=dataclasses.replace(config_of().data, groups=2),
         loss=dataclasses.replace(config.loss, queries=12, points=128),
         mesh=MeshConfig(),
