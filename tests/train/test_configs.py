@@ -1,4 +1,4 @@
-"""Every shipped configuration is a run that can be begun: it is read, written, cut into groups and counted."""
+"""Every shipped configuration is a run: it is read, written, laid out on a mesh and counted."""
 
 from pathlib import Path
 
