@@ -14,17 +14,17 @@ from jax.sharding import Mesh
 from lgjax.config import IGNORE_LABEL
 from lgjax.convert.store import flattened
 from lgjax.data.batch import BatchConfig, Grounding, Language, SampleMaker, concatenate
-from lgjax.data.schema import KINDS
 from lgjax.data.sources.scenes import Scenes
 from lgjax.models.llava_grounding import abstract_params
 from lgjax.models.splice import BatchPlan
 from lgjax.parallel.mesh import make_mesh
 from lgjax.train.config import LossConfig, MeshConfig, TrainConfig, load_config
-from lgjax.train.groups import EMBED, HEAD, NEW, group_of, rate_of, split, stacked, whole
+from lgjax.train.groups import EMBED, HEAD, NEW, group_of, rate_of, split
 from lgjax.train.objective import Rows, Shape, families, normalisers
 from lgjax.train.start import load_tokenizer
 from lgjax.train.step import TrainState, init_state, make_objective, make_step, on_mesh
 from tests.train.micro import micro, micro_model
+from tests.train.parameters import stacked, whole
 from tests.train.quick import OPTIONS
 from tests.weights import fill
 
@@ -48,9 +48,14 @@ def random_rows(seed: int) -> Rows:
     empty = np.zeros((b, LENGTH), np.int32)
     plan = BatchPlan(empty, empty, empty, labels.astype(np.int32), empty == 0, np.full(b, LENGTH, np.int32))
     lm_weight = (rng.random(b) < 0.8).astype(np.float32)
-    kind = rng.integers(0, len(KINDS), b).astype(np.int32)
+    stream = rng.integers(0, 3, b).astype(np.int32)
     language = Language(
-        np.zeros((b, 2, 2, 3), np.uint8), plan, lm_weight, kind, np.arange(b, dtype=np.uint32)
+        np.zeros((b, 2, 2, 3), np.uint8),
+        plan,
+        lm_weight,
+        np.zeros(b, np.int32),
+        stream,
+        np.arange(b, dtype=np.uint32),
     )
     grounding = Grounding(
         images=np.zeros((g, 4, 4, 3), np.uint8),
@@ -80,8 +85,8 @@ def count_by_hand(rows: Rows, loss: LossConfig) -> dict[str, list[float]]:
     for row, weight in enumerate(language.lm_weight):
         alike = [
             n
-            for n, kind in zip(learnt, language.kind, strict=True)
-            if loss.language_mean == "batch" or kind == language.kind[row]
+            for n, stream in zip(learnt, language.stream, strict=True)
+            if loss.language_mean == "batch" or stream == language.stream[row]
         ]
         tokens.append(float(weight) / max(sum(alike), 1))
     own = [(group, group * size + row) for group in range(GROUPS) for row in range(GROUNDED)]
@@ -98,14 +103,18 @@ def count_by_hand(rows: Rows, loss: LossConfig) -> dict[str, list[float]]:
             alike = [
                 n
                 for n, (_, other) in zip(counts, own, strict=True)
-                if loss.object_mean == "batch" or language.kind[other] == language.kind[row]
+                if loss.object_mean == "batch" or language.stream[other] == language.stream[row]
             ]
             out.append(max(sum(alike), 1))
         return out
 
     phrases = []
-    for number, (group, _) in enumerate(own):
-        mine = [n for n, (other, _) in zip(phrases_of, own, strict=True) if other == group]
+    for number, (group, row) in enumerate(own):
+        mine = [
+            n
+            for n, (other, place) in zip(phrases_of, own, strict=True)
+            if other == group and language.stream[place] == language.stream[row]
+        ]
         phrases.append(max(mine) if loss.phrase_mean == "group" else phrases_of[number])
     grounded = [n if w else 0 for n, w in zip(objects_of, ground.weight, strict=True)]
     return {
@@ -116,8 +125,8 @@ def count_by_hand(rows: Rows, loss: LossConfig) -> dict[str, list[float]]:
     }
 
 
-@pytest.mark.parametrize("language_mean", ["batch", "kind"])
-@pytest.mark.parametrize("object_mean", ["batch", "kind", "group"])
+@pytest.mark.parametrize("language_mean", ["batch", "stream"])
+@pytest.mark.parametrize("object_mean", ["batch", "stream", "group"])
 @pytest.mark.parametrize("phrase_mean", ["group", "sample"])
 def test_normalisers_against_counting(language_mean, object_mean, phrase_mean):
     loss = LossConfig(language_mean=language_mean, object_mean=object_mean, phrase_mean=phrase_mean)
@@ -136,7 +145,7 @@ def test_normalisers_of_nothing():
     none = {
         name: np.zeros_like(getattr(rows.grounding, name)) for name in ("object_mask", "seg_mask", "weight")
     }
-    for mean in ("batch", "kind", "group"):
+    for mean in ("batch", "stream", "group"):
         loss = LossConfig(object_mean=mean)
         found = normalisers(Rows(language, rows.grounding._replace(**none)), loss, Shape(GROUNDED, TEXT))
         assert not np.asarray(found.tokens).any()
@@ -311,6 +320,7 @@ def stage(name: str) -> TrainConfig:
         data=dataclasses.replace(config_of().data, groups=2),
         loss=dataclasses.replace(config.loss, queries=12, points=128),
         mesh=MeshConfig(),
+        start=(),
         steps=10,
         accumulate=1,
     )
@@ -337,7 +347,7 @@ def test_what_is_frozen_keeps_its_bits_and_all_else_learns(name):
     assert int(after.step) == 3 and not metrics["skipped"] and np.isfinite(metrics["loss"])
     learning = {group_of(path) for path in before.trained}
     assert {f"norm/{group}" for group in learning} == {n for n in metrics if n.startswith("norm/")}
-    one, other = (flattened(whole(state.trained, state.frozen)) for state in (before, after))
+    one, other = (flattened(whole(state.trained, state.frozen, config.model)) for state in (before, after))
     for path, leaf in one.items():
         new = np.asarray(other[path])
         group = group_of(path)
