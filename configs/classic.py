@@ -1,7 +1,7 @@
 """The model of the classic benchmarks (paper Table 5): stage 1 alone, on Visual Genome and RefCOCO/+/g.
 
 Three rows of Visual Genome (boxes only) to one of referring, 50 queries, which suffice (paper Table 13),
-30000 steps of two micro-batches of 64. The authors then went on with referring alone:
+30000 steps of two micro-batches of 64. The paper also names Flickr30K, which the authors' scripts leave out. The authors then went on with referring alone:
 
   lgjax train --config configs/classic_referring.py
 
@@ -32,6 +32,7 @@ def get_config() -> TrainConfig:
                 DataStream(folder="data/visual_genome", weight=3),
                 DataStream(folder="data/refcoco", weight=1),
             ),
+            held_out=(DataStream(folder="data/held_out"),),  # read with --measure-every alone
             grounded_rows=8,
             groups=16,
             length=768,

@@ -25,6 +25,7 @@ def get_config() -> TrainConfig:
         start=("runs/classic/model",),
         data=DataConfig(
             grounded=(DataStream(folder="data/refcoco"),),
+            held_out=(DataStream(folder="data/held_out"),),  # read with --measure-every alone
             grounded_rows=8,
             groups=4,
             length=768,

@@ -27,7 +27,12 @@ def get_config(preset: Preset = "paper") -> TrainConfig:
         model=model,
         start=("checkpoints/vicuna", "checkpoints/clip"),
         data=DataConfig(
-            text=(DataStream(folder="data/caption"),), text_rows=16, groups=8, length=512, template="plain"
+            text=(DataStream(folder="data/caption"),),
+            held_out=(DataStream(folder="data/held_out"),),  # read with --measure-every alone
+            text_rows=16,
+            groups=8,
+            length=2303 if preset == "as_code" else 512,
+            template="plain",
         ),
         loss=LossConfig(parts=("language",)),
         optim=OptimConfig(

@@ -32,6 +32,7 @@ def get_config(preset: Preset = "paper") -> TrainConfig:
         data=DataConfig(
             grounded=(DataStream(folder="data/gvc"),),
             text=(DataStream(folder="data/instruct"),),
+            held_out=(DataStream(folder="data/held_out"),),  # read with --measure-every alone
             grounded_rows=8,
             text_rows=8,
             groups=8,

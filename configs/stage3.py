@@ -29,6 +29,7 @@ def get_config(preset: Preset = "paper") -> TrainConfig:
         start=("runs/stage2/model", "checkpoints/semantic_sam"),
         data=DataConfig(
             grounded=(DataStream(folder="data/visual_prompt"), DataStream(folder="data/region_caption")),
+            held_out=(DataStream(folder="data/held_out"),),  # read with --measure-every alone
             grounded_rows=16,
             groups=8,
             length=2655 if as_code else 1536,

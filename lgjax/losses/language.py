@@ -35,11 +35,12 @@ def language_loss(
     def part(start: jax.Array) -> tuple[jax.Array, jax.Array]:
         states = jax.lax.dynamic_slice_in_dim(hidden, start, chunk, axis=1)
         wanted = jax.lax.dynamic_slice_in_dim(targets, start, chunk, axis=1)
-        scores = logits(states).astype(jnp.float32)
-        own = jnp.take_along_axis(scores, jnp.maximum(wanted, 0)[..., None], axis=-1)[..., 0]
         weights = jnp.where(wanted == IGNORE_LABEL, 0, row_weights[:, None])
-        # a row that does not count may hold anything, also numbers that are not finite
-        losses = jnp.where(weights > 0, (jax.nn.logsumexp(scores, axis=-1) - own) * weights, 0)
+        scores = logits(states).astype(jnp.float32)
+        # what does not count may hold anything, also numbers that are not finite, which spoil gradients too
+        scores = jnp.where(weights[..., None] > 0, scores, 0)
+        own = jnp.take_along_axis(scores, jnp.maximum(wanted, 0)[..., None], axis=-1)[..., 0]
+        losses = (jax.nn.logsumexp(scores, axis=-1) - own) * weights
         return losses.sum(), weights.sum()
 
     sums, counts = jax.lax.map(part, jnp.arange(0, hidden.shape[1], chunk))

@@ -131,7 +131,9 @@ def train(
                     shown |= aside.run(state, key, number)
                 if saves:
                     _check_finite(before, config.bad_steps, number)
-                    checkpoints.save(state, frozen_digest, shown.get("held_out/loss"))
+                    # what made the numbers bad may be in the state: it must not push out older checkpoints
+                    if stops or ends or not int(before["bad_steps"]):
+                        checkpoints.save(state, frozen_digest, shown.get("held_out/loss"))
                 if shown:
                     tokens, images = shown.pop("tokens"), shown.pop("images")
                     spent = {"seconds": now - last, "waited": waited}

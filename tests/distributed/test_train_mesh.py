@@ -15,7 +15,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from lgjax.train.config import TrainConfig
 from lgjax.train.start import abstract_state
-from lgjax.train.step import make_step, on_mesh
+from lgjax.train.step import make_step
 from tests.train import steps
 from tests.train.micro import micro
 from tests.train.words import words
@@ -74,7 +74,7 @@ def test_micro_batches_and_scanned_layers_give_the_losses_without(shape, changes
     assert_same_losses(metrics_of(eight_groups(words, **changes), shape), want)
 
 
-BY_GROUP = {"object_mean": "group", "phrase_mean": "sample", "language_mean": "kind"}
+BY_GROUP = {"object_mean": "group", "phrase_mean": "sample", "language_mean": "stream"}
 
 
 @pytest.mark.slow  # a minute to compile each
@@ -102,13 +102,8 @@ def test_any_mesh_gives_the_losses_of_one_device(shape, changes, common):
     assert_same_losses(metrics_of(eight_groups(micro, **common, **changes), shape), want)
 
 
-@functools.cache
-def lowered(make: Any, shape: steps.Shape) -> Any:
-    config = eight_groups(make)
-    (batch,) = steps.host_batches(config, 1)
-    inputs = steps.start(config, shape), steps.rows_of(batch, shape), jax.random.key(0)
-    with on_mesh(steps.mesh_of(shape)):
-        return steps.step_of(config, shape).lower(*inputs)
+def traced(make: Any, shape: steps.Shape) -> str:
+    return steps.lowered(eight_groups(make), shape).as_text()
 
 
 def test_activations_are_constrained_on_a_mesh_alone():
@@ -117,10 +112,10 @@ def test_activations_are_constrained_on_a_mesh_alone():
     activation = rf'sdy\.sharding_constraint .*"data", "fsdp".* : tensor<{ROWS}x{length}x{width}x'
     layers = config.model.llama.num_layers
     # the input and every layer's output, forward; as many again of their gradients
-    assert len(re.findall(activation, lowered(micro, EIGHT).as_text())) == 2 * (layers + 1)
+    assert len(re.findall(activation, traced(micro, EIGHT))) == 2 * (layers + 1)
     tower = config.model.clip
     pictures = rf"sdy\.sharding_constraint .* : tensor<{ROWS}x{tower.num_patches + 1}x{tower.hidden_size}x"
-    assert len(re.findall(pictures, lowered(micro, EIGHT).as_text())) == tower.used_layers + 1
+    assert len(re.findall(pictures, traced(micro, EIGHT))) == tower.used_layers + 1
     plain = eight_groups(words)
     inputs = steps.start(plain, ONE), steps.rows_of(steps.host_batches(plain, 1)[0], ONE), jax.random.key(0)
     without = jax.jit(make_step(plain, steps.mesh_of(ONE))).lower(*inputs).as_text()
@@ -128,7 +123,7 @@ def test_activations_are_constrained_on_a_mesh_alone():
 
 
 def test_nothing_calls_back_to_the_host():
-    for text in (lowered(micro, ONE).as_text(), lowered(micro, EIGHT).as_text()):
+    for text in (traced(micro, ONE), traced(micro, EIGHT)):
         assert "callback" not in text and "stablehlo.while" in text
 
 
@@ -163,7 +158,7 @@ def test_vision_sends_nothing_but_parameters_and_gradients():
             for factors in itertools.product(*parts)
         )
 
-    found = collectives(lowered(micro, EIGHT).compile(steps.QUICK).as_text())
+    found = collectives(steps.compiled(config, EIGHT).as_text())
     gathered = {shape for kind, shape in found if kind == "all-gather"}
     assert len(gathered) > 20 and (own, length, width) in gathered
     assert not [shape for shape in gathered - rows if not is_piece(shape)]
@@ -198,7 +193,7 @@ def test_the_compiler_says_when_it_moves_everything(capfd):
 
 @pytest.mark.parametrize("make", [words, pytest.param(micro, marks=pytest.mark.slow)])
 def test_the_compiler_moves_nothing_that_it_was_not_told_to(make, capfd):
-    low = lowered(make, EIGHT)
+    low = steps.lowered(eight_groups(make), EIGHT)
     capfd.readouterr()
     compile_anew(low)
     assert INVOLUNTARY not in capfd.readouterr().err

@@ -9,8 +9,12 @@ import dataclasses
 from typing import Any
 
 from lgjax.config import ModelConfig, SwinConfig, debug
+from lgjax.convert.store import flattened, nested
 from lgjax.data.scene_text import Sort
+from lgjax.models.llama import stack_layers
+from lgjax.models.llava_grounding import abstract_params
 from lgjax.train.config import DataConfig, DataStream, LossConfig, OptimConfig, Rates, TrainConfig
+from lgjax.train.groups import leaf_of
 
 GROUNDED: tuple[Sort, ...] = ("description", "questions", "referring", "prompts")
 EVERYTHING = Rates(projector=1, embed=1, head=1, llama=1, grounding=1, prompt=1)
@@ -66,3 +70,16 @@ def micro(**changes: Any) -> TrainConfig:
 
 def get_config() -> TrainConfig:
     return micro()
+
+
+def whole(trained: dict, frozen: dict, model: ModelConfig | None = None) -> dict:
+    """Every parameter of a checkpoint of a run (default: of the micro model), as a nested dict."""
+    config = model or micro_model()
+    parts = {path.split("/")[0] for path in (*trained, *frozen)}
+    paths = [path for path in flattened(abstract_params(config)) if path.split("/")[0] in parts]
+    return nested({path: leaf_of(trained, frozen, path) for path in paths})
+
+
+def stacked(params: dict) -> dict:
+    """Parameters by path, the layers of the language model in one array each."""
+    return flattened({**params, "llama": stack_layers(params["llama"])})

@@ -12,16 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lgjax.convert.store import flattened, nested
+from lgjax.convert.store import flattened
 from lgjax.data.batch import Batch
 from lgjax.data.pipeline import Counted, batches
+from lgjax.models.llama import stack_layers
 from lgjax.models.llava_grounding import abstract_params
 from lgjax.parallel.mesh import make_mesh
 from lgjax.train.config import TrainConfig
-from lgjax.train.groups import split, stacked
+from lgjax.train.groups import split
 from lgjax.train.objective import Rows
-from lgjax.train.start import load_tokenizer
-from lgjax.train.step import TrainState, init_state, make_step, on_mesh, row_sharding, state_shardings
+from lgjax.train.start import abstract_state, load_tokenizer, placed
+from lgjax.train.step import TrainState, compile_step, init_state, on_mesh, row_sharding, state_shardings
 from tests.weights import fill
 
 Shape = tuple[int, int, int]  # of a mesh
@@ -33,27 +34,20 @@ def mesh_of(shape: Shape) -> Mesh:
     return make_mesh(*shape)
 
 
-@functools.cache
-def step_of(config: TrainConfig, shape: Shape) -> Any:
-    return jax.jit(make_step(config, mesh_of(shape)), donate_argnums=0, compiler_options=QUICK)
-
-
 def start(config: TrainConfig, shape: Shape) -> TrainState:
     """A state of random parameters, the same for any mesh, as buffers of its own."""
-    params = jax.tree.map(jnp.asarray, flattened(fill(abstract_params(config.model))))
-    params = stacked(nested(params)) if config.scan_layers else params
-    state = init_state(config, *split(params, config, jax.random.key(0)))
+    params = jax.tree.map(jnp.asarray, fill(abstract_params(config.model)))
+    if config.scan_layers:
+        params["llama"] = stack_layers(params["llama"])
+    state = init_state(config, *split(flattened(params), config, jax.random.key(0)))
     return jax.device_put(state, state_shardings(state, config, mesh_of(shape)), may_alias=False)
 
 
 @functools.cache
 def host_batches(config: TrainConfig, count: int) -> tuple[Batch, ...]:
     """The first batches of a run as numpy arrays."""
-    data = Counted(
-        batches(
-            config.data.mixture(), config.data.batch(config.model), load_tokenizer(config), seed=config.seed
-        )
-    )
+    sizes, tokenizer = config.data.batch(config.model), load_tokenizer(config)
+    data = Counted(batches(config.data.mixture(), sizes, tokenizer, seed=config.seed))
     found = tuple(itertools.islice(data, count))
     data.close()
     assert not data.faults
@@ -64,31 +58,51 @@ def rows_of(batch: Batch, shape: Shape) -> Rows:
     return jax.device_put(Rows(batch.language, batch.grounding), row_sharding(mesh_of(shape)))
 
 
+@functools.cache
+def lowered(config: TrainConfig, shape: Shape) -> Any:
+    """The traced step."""
+    mesh = mesh_of(shape)
+    state = placed(abstract_state(config), config, mesh)
+    (batch,) = host_batches(plain(config), 1)
+    step: Any = compile_step(config, mesh, state)
+    with on_mesh(mesh):
+        return step.lower(state, rows_of(batch, shape), jax.random.key(0))
+
+
+@functools.cache
+def compiled(config: TrainConfig, shape: Shape) -> Any:
+    return lowered(config, shape).compile(QUICK)
+
+
+def plain(config: TrainConfig) -> TrainConfig:
+    """A configuration with the same batches, to make these once."""
+    return dataclasses.replace(config, accumulate=1, scan_layers=False, remat=False)
+
+
 def take_step(
     config: TrainConfig, shape: Shape, state: TrainState, rows: Rows
 ) -> tuple[TrainState, dict[str, float]]:
+    step = compiled(config, shape)
     with on_mesh(mesh_of(shape)):
-        state, metrics = step_of(config, shape)(state, rows, jax.random.key(config.seed))
-        return state, {name: float(value) for name, value in metrics.items()}
+        state, metrics = step(state, rows, jax.random.key(config.seed))
+    return state, {name: float(value) for name, value in metrics.items()}
 
 
 def run(config: TrainConfig, shape: Shape, count: int) -> tuple[TrainState, list[dict[str, float]]]:
     """The state after `count` steps from `start`, and the metrics of each."""
-    plain = dataclasses.replace(config, accumulate=1, scan_layers=False, remat=False)
     state, found = start(config, shape), []
-    for batch in host_batches(plain, count):
+    for batch in host_batches(plain(config), count):
         state, metrics = take_step(config, shape, state, rows_of(batch, shape))
         found.append(metrics)
     return state, found
 
 
-def gradients(before: TrainState, after: TrainState, config: TrainConfig) -> dict[str, np.ndarray]:
-    """What a first step took its parameters down by: Adam's mean is (1 - b1) times the gradient."""
+def gradients(after: TrainState, config: TrainConfig) -> dict[str, np.ndarray]:
+    """The gradients of a first step: Adam's mean is (1 - b1) times them."""
+    assert int(after.step) == 1
     found = {}
-    assert int(before.step) == 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(after.optimizer):
-        name = jax.tree_util.keystr(path)
-        if ".mu[" in name:
+        if ".mu[" in jax.tree_util.keystr(path):
             found[path[-1].key] = np.asarray(leaf) / (1 - config.optim.b1)
     assert found.keys() == after.trained.keys()
     return found

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from lgjax.config import debug, llava_g_7b
+from lgjax.config import ModelConfig, debug, llava_g_7b
 from lgjax.convert.manifest import manifest
 from lgjax.convert.store import flattened, nested
-from lgjax.models.llava_grounding import LlavaGrounding
+from lgjax.models.llava_grounding import LlavaGrounding, abstract_params
 from lgjax.models.matmul import Int8
 from lgjax.models.splice import plan_batch, plan_row
 from lgjax.train.config import OptimConfig, Rates, TrainConfig, load_config
@@ -33,9 +33,7 @@ from lgjax.train.groups import (
     split,
 )
 from lgjax.train.optimizer import make_optimizer
-from tests.train import parameters
-from tests.train.micro import EVERYTHING, micro, micro_model
-from tests.train.parameters import abstract, stacked
+from tests.train.micro import EVERYTHING, micro, micro_model, stacked, whole
 from tests.weights import fill
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -53,6 +51,11 @@ def group_by_key(key: str) -> str:
     part = {"seg_model": "grounding", "interactive_model": "prompt"}[key.split(".")[0]]
     slow = any(mark in key for mark in ("backbone", "reference_points", "sampling_offsets"))
     return f"{part}_slow" if slow else part
+
+
+@functools.cache
+def abstract(model: ModelConfig, scan_layers: bool = False) -> dict:
+    return flattened(abstract_params(model, scan_layers))
 
 
 @functools.cache
@@ -188,10 +191,6 @@ def assert_close(got: list, want: list) -> None:
 
 def cut(config: TrainConfig, scan_layers: bool = False) -> tuple[dict, dict]:
     return jax.jit(lambda params: split(params, config, KEY))(start(scan_layers))
-
-
-def whole(trained: dict, frozen: dict) -> dict:
-    return parameters.whole(trained, frozen, MODEL)
 
 
 def arrays(params: dict) -> dict[str, np.ndarray]:

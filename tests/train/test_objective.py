@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from lgjax.config import IGNORE_LABEL
 from lgjax.convert.store import flattened
 from lgjax.data.batch import BatchConfig, Grounding, Language, SampleMaker, concatenate
+from lgjax.data.schema import KINDS
 from lgjax.data.sources.scenes import Scenes
 from lgjax.models.llava_grounding import abstract_params
 from lgjax.models.splice import BatchPlan
@@ -23,8 +24,7 @@ from lgjax.train.groups import EMBED, HEAD, NEW, group_of, rate_of, split
 from lgjax.train.objective import Rows, Shape, families, normalisers
 from lgjax.train.start import load_tokenizer
 from lgjax.train.step import TrainState, init_state, make_objective, make_step, on_mesh
-from tests.train.micro import micro, micro_model
-from tests.train.parameters import stacked, whole
+from tests.train.micro import micro, micro_model, stacked, whole
 from tests.train.quick import OPTIONS
 from tests.weights import fill
 
@@ -48,14 +48,10 @@ def random_rows(seed: int) -> Rows:
     empty = np.zeros((b, LENGTH), np.int32)
     plan = BatchPlan(empty, empty, empty, labels.astype(np.int32), empty == 0, np.full(b, LENGTH, np.int32))
     lm_weight = (rng.random(b) < 0.8).astype(np.float32)
+    kind = rng.integers(0, len(KINDS), b).astype(np.int32)
     stream = rng.integers(0, 3, b).astype(np.int32)
     language = Language(
-        np.zeros((b, 2, 2, 3), np.uint8),
-        plan,
-        lm_weight,
-        np.zeros(b, np.int32),
-        stream,
-        np.arange(b, dtype=np.uint32),
+        np.zeros((b, 2, 2, 3), np.uint8), plan, lm_weight, kind, stream, np.arange(b, dtype=np.uint32)
     )
     grounding = Grounding(
         images=np.zeros((g, 4, 4, 3), np.uint8),
@@ -112,8 +108,8 @@ def count_by_hand(rows: Rows, loss: LossConfig) -> dict[str, list[float]]:
     for number, (group, row) in enumerate(own):
         mine = [
             n
-            for n, (other, place) in zip(phrases_of, own, strict=True)
-            if other == group and language.stream[place] == language.stream[row]
+            for n, (other, at) in zip(phrases_of, own, strict=True)
+            if other == group and language.stream[at] == language.stream[row]
         ]
         phrases.append(max(mine) if loss.phrase_mean == "group" else phrases_of[number])
     grounded = [n if w else 0 for n, w in zip(objects_of, ground.weight, strict=True)]
@@ -317,10 +313,10 @@ def stage(name: str) -> TrainConfig:
     return dataclasses.replace(
         config,
         model=model,
+        start=(),
         data=dataclasses.replace(config_of().data, groups=2),
         loss=dataclasses.replace(config.loss, queries=12, points=128),
         mesh=MeshConfig(),
-        start=(),
         steps=10,
         accumulate=1,
     )
@@ -347,7 +343,7 @@ def test_what_is_frozen_keeps_its_bits_and_all_else_learns(name):
     assert int(after.step) == 3 and not metrics["skipped"] and np.isfinite(metrics["loss"])
     learning = {group_of(path) for path in before.trained}
     assert {f"norm/{group}" for group in learning} == {n for n in metrics if n.startswith("norm/")}
-    one, other = (flattened(whole(state.trained, state.frozen, config.model)) for state in (before, after))
+    one, other = (flattened(whole(state.trained, state.frozen)) for state in (before, after))
     for path, leaf in one.items():
         new = np.asarray(other[path])
         group = group_of(path)

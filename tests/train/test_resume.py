@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
@@ -23,7 +24,7 @@ from lgjax.parallel.mesh import make_mesh
 from lgjax.train.checkpoint import Checkpoints, digest
 from lgjax.train.config import MeshConfig, TrainConfig
 from lgjax.train.loop import train
-from lgjax.train.start import abstract_state, placed, start_frozen
+from lgjax.train.start import abstract_state, placed, start_frozen, start_state
 from tests.train.words import words
 
 ROOT = Path(__file__).parents[2]
@@ -161,7 +162,7 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize("damage", [truncate, flip, Path.unlink], ids=["truncated", "flipped", "deleted"])
 def test_a_damaged_checkpoint_is_put_aside(whole: Path, tmp_path: Path, damage: Any):
     folder = copied(whole, tmp_path, 8)
-    data = [path for path in (folder / "checkpoints" / "8" / "state").rglob("d/*") if path.is_file()]
+    data = [path for path in (folder / "checkpoints" / "8" / "trained").rglob("d/*") if path.is_file()]
     damage(max(data, key=lambda path: path.stat().st_size))
     printed = go_on(folder)
     assert "checkpoint of step 8 is damaged" in printed and "going on after step 6" in printed
@@ -170,11 +171,12 @@ def test_a_damaged_checkpoint_is_put_aside(whole: Path, tmp_path: Path, damage: 
 
 
 def test_without_a_readable_checkpoint_nothing_is_begun_anew(whole: Path, tmp_path: Path):
-    folder = copied(whole, tmp_path, 6)
-    for path in (folder / "checkpoints").glob("*/state/_METADATA"):
-        path.unlink()
-    with pytest.raises(ValueError, match="none of the 1 checkpoints"):
+    folder = copied(whole, tmp_path, 8)
+    for path in (folder / "checkpoints").glob("*/trained"):
+        shutil.rmtree(path)
+    with pytest.raises(ValueError, match="none of the 2 checkpoints"):
         go_on(folder)
+    assert not (folder / "damaged").exists()  # nothing is moved before something could be read
 
 
 def test_other_workers_change_nothing_and_another_mesh_only_rounding(whole: Path, tmp_path: Path):
@@ -192,24 +194,30 @@ def test_what_cannot_be_resumed_is_refused(whole: Path, tmp_path: Path):
     with pytest.raises(FileExistsError, match="--resume goes on"):
         train(CONFIG, whole, console=Console(quiet=True))
     folder = copied(whole, tmp_path, 6)
-    with pytest.raises(ValueError, match="another optim"):
+    with pytest.raises(ValueError, match=r"optim.lr = 0.001, now it is 1.0"):
         go_on(folder, dataclasses.replace(CONFIG, optim=dataclasses.replace(CONFIG.optim, lr=1.0)))
     done = run(folder, "--resume", "--seed", "5")
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "another seed" in done.stderr
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "seed = 0, now it is 5" in done.stderr
 
 
 def test_the_best_checkpoint_stays(tmp_path: Path):
-    """With a rate far too high held-out losses rise after the first checkpoint."""
-    config = words(steps=8, save_every=2, keep=1, measure_every=2, measure_batches=1)
-    config = dataclasses.replace(
-        config,
-        optim=dataclasses.replace(config.optim, lr=0.5),
-        data=dataclasses.replace(config.data, held_out=config.data.text),
-    )
+    base = words()
+    data = dataclasses.replace(base.data, held_out=base.data.text)
+    config = dataclasses.replace(base, data=data, keep=1, measure_every=1)
+    state = start_state(config, make_mesh())
+    checkpoints = Checkpoints(tmp_path, config)
+    for step, loss in enumerate([3.0, 1.0, float("nan"), 2.0], 1):
+        checkpoints.save(state._replace(step=jnp.asarray(step)), 0, loss)
+    checkpoints.wait()
+    assert checkpoints.steps() == [2, 4] and checkpoints.best() == 2
+    checkpoints.close()
+
+
+def test_held_out_losses_come_with_checkpoints(tmp_path: Path):
+    base = words()
+    data = dataclasses.replace(base.data, held_out=base.data.text)
+    config = dataclasses.replace(base, data=data, steps=4, save_every=3, measure_every=2, measure_batches=1)
     train(config, tmp_path, console=Console(quiet=True))
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    measured = {line["step"]: line["held_out/loss"] for line in lines if "held_out/loss" in line}
-    best = min(measured, key=lambda step: measured[step])
-    assert set(measured) == {2, 4, 6, 8} and best != 8
-    kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()}
-    assert kept == {best, 8}
+    measured = [line["step"] for line in lines if "held_out/loss" in line]
+    assert measured == [2, 3, 4]

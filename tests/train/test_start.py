@@ -24,8 +24,7 @@ from lgjax.train.groups import EMBED, HEAD
 from lgjax.train.start import load_tokenizer, start_frozen, start_state
 from tests import synthetic
 from tests.convert import folders
-from tests.train.micro import micro, micro_model
-from tests.train.parameters import whole
+from tests.train.micro import micro, micro_model, whole
 from tests.weights import fill
 
 LANGUAGE = dataclasses.replace(micro_model(), grounding=None, prompt=None)
