@@ -21,7 +21,7 @@ from lgjax.convert import meta, store
 from lgjax.convert.store import flattened
 from lgjax.models.llava_grounding import LlavaGrounding, abstract_params, example_inputs, logical_axes
 from lgjax.parallel.rules import shardings
-from lgjax.text.tokenizer import ADDED_FILE, MODEL_FILE, Tokenizer
+from lgjax.text.tokenizer import ADDED_FILE, CONFIG_FILE, GROUNDING_TOKENS, MODEL_FILE, Tokenizer
 from lgjax.train.config import TrainConfig
 from lgjax.train.groups import EMBED, HEAD, Flat, split
 from lgjax.train.step import TrainState, init_state, on_mesh, state_shardings
@@ -35,22 +35,19 @@ def load_tokenizer(config: TrainConfig) -> Tokenizer:
     """
     for folder in config.start:
         meta.read(folder)  # a folder that is not there should not be taken for a wrong tokenizer
-    places = [Path(config.tokenizer)] if config.tokenizer else []
-    places += [Path(folder) / store.TOKENIZER for folder in reversed(config.start)]
-    for place in places:
-        model = place / MODEL_FILE if place.is_dir() else place
-        if model.is_file():
-            added = (model.parent / ADDED_FILE).is_file()
-            found = Tokenizer.load(model) if added else Tokenizer.from_model_file(model)
-            break
+    given = [Path(config.tokenizer)] if config.tokenizer else []
+    places = given or [Path(folder) / store.TOKENIZER for folder in reversed(config.start)]
+    files = [place / MODEL_FILE if place.is_dir() else place for place in places]
+    if model := next((file for file in files if file.is_file()), None):
+        found = _read_tokenizer(model)
+    elif places:
+        raise FileNotFoundError(
+            f"no tokenizer.model in {', '.join(map(str, places))}; name one by --tokenizer"
+        )
     else:
-        if places:
-            raise FileNotFoundError(
-                f"no tokenizer.model in {', '.join(map(str, places))}; name one by --tokenizer"
-            )
         shipped = importlib.resources.files("lgjax") / "assets" / "debug_tokenizer.model"
         with importlib.resources.as_file(shipped) as file:
-            found, model = Tokenizer.from_model_file(file), Path("the package's small tokenizer")
+            found, model = Tokenizer.from_model_file(file), "the package's small tokenizer"
     rows = config.model.llama.vocab_size
     if found.vocab_size != rows:
         raise ValueError(
@@ -64,6 +61,13 @@ def load_tokenizer(config: TrainConfig) -> Tokenizer:
             f"rows, {rows - 3} to {rows - 1}; train the whole tables (optim.rates.embed, head) instead"
         )
     return found
+
+
+def _read_tokenizer(model: Path) -> Tokenizer:
+    """The tokenizer of a SentencePiece file; the files beside it are taken where they know our tokens."""
+    beside = (model.parent / name for name in (ADDED_FILE, CONFIG_FILE))
+    known = any(GROUNDING_TOKENS[-1].encode() in file.read_bytes() for file in beside if file.is_file())
+    return Tokenizer.load(model) if known else Tokenizer.from_model_file(model)
 
 
 def start_state(config: TrainConfig, mesh: Mesh) -> TrainState:
@@ -154,7 +158,7 @@ def _from_folder(folder: str, model: ModelConfig, wanted: Flat, mesh: Mesh) -> F
     parts = [part for part in recorded.parts if part != "projector" and getattr(model, part, None)]
     for part in parts:
         _check_sizes(folder, part, getattr(recorded.config, part), getattr(model, part))
-    if "grounding" in parts and recorded.config.seg_state != model.seg_state:
+    if {"llama", "grounding"} <= set(parts) and recorded.config.seg_state != model.seg_state:
         raise ValueError(
             f"{folder} takes the state {recorded.config.seg_state} a <seg> for a phrase, the configuration "
             f"{model.seg_state}; --model.seg-state {recorded.config.seg_state} keeps it as it is"

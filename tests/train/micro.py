@@ -72,9 +72,9 @@ def get_config() -> TrainConfig:
     return micro()
 
 
-def whole(trained: dict, frozen: dict) -> dict:
-    """Every parameter of a checkpoint of a micro run, as a nested dict."""
-    config = micro_model()
+def whole(trained: dict, frozen: dict, model: ModelConfig | None = None) -> dict:
+    """Every parameter of a checkpoint of a run (default: of the micro model), as a nested dict."""
+    config = model or micro_model()
     parts = {path.split("/")[0] for path in (*trained, *frozen)}
     paths = [path for path in flattened(abstract_params(config)) if path.split("/")[0] in parts]
     return nested({path: leaf_of(trained, frozen, path) for path in paths})

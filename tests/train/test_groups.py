@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -19,7 +20,18 @@ from lgjax.models.llava_grounding import LlavaGrounding, abstract_params
 from lgjax.models.matmul import Int8
 from lgjax.models.splice import plan_batch, plan_row
 from lgjax.train.config import OptimConfig, Rates, TrainConfig, load_config
-from lgjax.train.groups import EMBED, HEAD, NEW, NEW_EMBED, NEW_HEAD, group_of, join, split
+from lgjax.train.groups import (
+    EMBED,
+    HEAD,
+    NEW,
+    NEW_EMBED,
+    NEW_HEAD,
+    group_of,
+    is_unchanged,
+    join,
+    leaf_of,
+    split,
+)
 from lgjax.train.optimizer import make_optimizer
 from tests.train.micro import EVERYTHING, micro, micro_model, stacked, whole
 from tests.weights import fill
@@ -42,13 +54,13 @@ def group_by_key(key: str) -> str:
 
 
 @functools.cache
-def groups_of_7b() -> dict[str, str]:
-    return {entry.path: group_by_key(key) for key, entry in manifest(llava_g_7b()).items() if entry.path}
+def abstract(model: ModelConfig, scan_layers: bool = False) -> dict:
+    return flattened(abstract_params(model, scan_layers))
 
 
 @functools.cache
-def abstract(model: ModelConfig, scan_layers: bool = False) -> dict:
-    return flattened(abstract_params(model, scan_layers))
+def groups_of_7b() -> dict[str, str]:
+    return {entry.path: group_by_key(key) for key, entry in manifest(llava_g_7b()).items() if entry.path}
 
 
 @pytest.mark.parametrize(
@@ -217,9 +229,45 @@ def test_whole_is_the_layout_of_checkpoints(scan_layers, frozen, lora):
         if frozen == "int8" and is_matrix(path):
             assert (np.abs(leaf - want) <= 0.501 * np.abs(want).max(0) / 127).all(), path
         else:
-            narrow = frozen == "int8" and path.split("/")[0] in ("clip", "projector", "llama")
-            want = want.astype(jnp.bfloat16) if narrow else want
-            assert np.array_equal(leaf, want.astype(leaf.dtype)), path
+            kept = (
+                "bfloat16" if frozen == "int8" and path.startswith(("llama", "clip", "proj")) else "float32"
+            )
+            assert leaf.dtype == np.float32 and np.array_equal(leaf, want.astype(kept)), path
+
+
+OPTIONS = {
+    "all": (EVERYTHING, 0),
+    "new rows": (Rates(projector=1, new_tokens=1, grounding=1), 0),
+    "language": (Rates(llama=1), 0),
+    "low rank": (Rates(llama=1, prompt=1), 2),
+    "tower": (Rates(clip=1), 0),
+}
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_what_training_cannot_have_changed(name, scan_layers):
+    """Exactly what stays as it is when every trained number moves."""
+    rates, lora = OPTIONS[name]
+    trained, frozen = cut(micro(optim={"rates": rates, "lora": lora}), scan_layers)
+    moved = {path: leaf + 0.1 for path, leaf in trained.items()}
+    before, after = (arrays(whole(part, frozen)) for part in (trained, moved))
+    for path, leaf in before.items():
+        assert is_unchanged(trained, path) == np.array_equal(leaf, after[path]), path
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_what_is_learnt_is_added_to_the_full_base(scan_layers):
+    """A base that is kept in 8 bits for training is not what the finished model gets."""
+    trained, frozen = cut(micro(optim={"rates": Rates(llama=1), "lora": 2}, frozen="int8"), scan_layers)
+    trained = {path: leaf + 0.1 for path, leaf in trained.items()}
+    path = "llama/layers_1/self_attn/v_proj/kernel"
+    base = start()[path].astype(ml_dtypes.bfloat16)
+    found = leaf_of(trained, frozen, path, base)
+    place, where = ("layers", 1) if scan_layers else ("layers_1", ...)
+    down, up = (trained[f"lora/llama/{place}/self_attn/v_proj/kernel/{side}"] for side in ("down", "up"))
+    update = np.asarray(down, np.float64)[where] @ np.asarray(up, np.float64)[where]
+    np.testing.assert_allclose(found, base.astype(np.float64) + update, atol=1e-6)
 
 
 def test_stacked_undoes_whole():
