@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from lgjax.train.groups import Flat
 from lgjax.train.step import TrainState
 
 FOLDER, DAMAGED = "checkpoints", "damaged"
-_LOSS = "loss"
+_LOSS, _SEAL = "loss", "checksum"
 _MACHINE = ("RESOURCE_EXHAUSTED", "out of memory", "No space left")  # faults of the machine, not of a file
 
 
@@ -49,6 +50,27 @@ class Notes:
     optimizer: int
     frozen: int
     config: dict[str, Any]
+
+    def sealed(self) -> dict[str, Any]:
+        """What is written: the fields, and a checksum of them."""
+        fields = dataclasses.asdict(self)
+        return {**fields, _SEAL: _checksum(fields)}
+
+    @classmethod
+    def opened(cls, written: dict[str, Any]) -> Notes:
+        """Undo `sealed`.
+
+        Raises:
+            ValueError: these are not the notes that were written.
+        """
+        fields = {name: value for name, value in written.items() if name != _SEAL}
+        if written.get(_SEAL) != _checksum(fields):
+            raise ValueError("its notes are not those that were written")
+        return cls(**fields)
+
+
+def _checksum(fields: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(fields, sort_keys=True).encode())
 
 
 @jax.jit
@@ -142,7 +164,7 @@ class Checkpoints:
             args=ocp.args.Composite(
                 trained=ocp.args.StandardSave(state.trained),
                 optimizer=ocp.args.StandardSave(_progress(state)),
-                notes=ocp.args.JsonSave(dataclasses.asdict(notes)),
+                notes=ocp.args.JsonSave(notes.sealed()),
             ),
             metrics=None if loss is None or not np.isfinite(loss) else {_LOSS: loss},
             force=True,
@@ -189,7 +211,7 @@ class Checkpoints:
             notes=ocp.args.JsonRestore(),
         )
         found = self._manager.restore(step, args=arguments)
-        notes, progress = Notes(**found["notes"]), found["optimizer"]
+        notes, progress = Notes.opened(found["notes"]), found["optimizer"]
         self._check_start(notes, frozen_digest)
         same = int(digest(found["trained"])), int(digest(progress)), int(progress["step"])
         if same != (notes.trained, notes.optimizer, step):
@@ -202,7 +224,7 @@ class Checkpoints:
             trained=ocp.args.StandardRestore(abstract), notes=ocp.args.JsonRestore()
         )
         found = self._manager.restore(step, args=arguments)
-        notes = Notes(**found["notes"])
+        notes = Notes.opened(found["notes"])
         self._check_start(notes, frozen_digest)
         if int(digest(found["trained"])) != notes.trained:
             raise ValueError(f"the checkpoint of step {step} in {self.folder} is damaged")
@@ -284,6 +306,6 @@ def read_config(folder: str | Path, step: int) -> TrainConfig:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint of step {step} in {folder}")
     try:
-        return from_text(json.dumps(json.loads(path.read_text())["config"]))
+        return from_text(json.dumps(Notes.opened(json.loads(path.read_text())).config))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error!r})") from error
