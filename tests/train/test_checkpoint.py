@@ -147,7 +147,9 @@ def test_other_notes_are_damage_and_not_another_run(field, written, tmp_path):
 def test_what_is_frozen_must_be_what_it_was(written):
     """That is no damage: nothing is put aside, and an older checkpoint is not taken."""
     checkpoints = Checkpoints(written, CONFIG)
-    with pytest.raises(ValueError, match="frozen parameters are not those .* start checkpoints have changed"):
+    with pytest.raises(
+        ValueError, match=r"frozen parameters are not those .* start checkpoints have changed"
+    ):
         checkpoints.restore(abstract(), {}, 8, print)
     assert checkpoints.steps() == [1, 2] and not (written / "damaged").exists()
     checkpoints.close()

@@ -22,9 +22,12 @@ from rich.console import Console
 
 from lgjax.parallel.mesh import make_mesh
 from lgjax.train.checkpoint import Checkpoints, digest
-from lgjax.train.config import MeshConfig, TrainConfig
-from lgjax.train.loop import train
-from lgjax.train.start import abstract_state, placed, start_frozen, start_state
+from lgjax.train.config import MeshConfig, Rates, TrainConfig
+from lgjax.train.finish import write_model
+from lgjax.train.loop import Stopped, _signals, train
+from lgjax.train.report import Report
+from lgjax.train.start import abstract_state, load_tokenizer, placed, start_frozen, start_state
+from tests.train.micro import micro
 from tests.train.words import words
 
 ROOT = Path(__file__).parents[2]
@@ -221,3 +224,76 @@ def test_held_out_losses_come_with_checkpoints(tmp_path: Path):
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     measured = [line["step"] for line in lines if "held_out/loss" in line]
     assert measured == [2, 3, 4]
+
+
+def test_a_start_that_has_changed_is_refused(tmp_path: Path):
+    """What is frozen is not in the checkpoints: it must still be what it was."""
+    start, other = tmp_path / "start", tmp_path / "other"
+    for folder, seed in ((start, 0), (other, 1)):
+        source = words(seed=seed)
+        state = start_state(source, make_mesh())
+        write_model(source, state.trained, state.frozen, load_tokenizer(source), folder, overwrite=False)
+    config, folder = words(start=(str(start),), steps=2, save_every=1), tmp_path / "run"
+    train(config, folder, console=Console(quiet=True))
+    shutil.rmtree(folder / "checkpoints" / "2")
+    shutil.rmtree(start)
+    other.rename(start)
+    with pytest.raises(ValueError, match=r"^the frozen parameters are not .* start checkpoints have changed"):
+        go_on(folder, config)
+    assert not (folder / "damaged").exists() and (folder / "checkpoints" / "1").is_dir()
+
+
+def test_a_second_signal_ends_at_once():
+    before = signal.getsignal(signal.SIGINT)
+    with _signals() as asked:
+        signal.raise_signal(signal.SIGTERM)
+        assert asked == [signal.SIGTERM]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+ALL = {"data": {"groups": 4}, "steps": STEPS}
+LOW_RANK = {"projector": 1, "new_tokens": 1, "llama": 1, "grounding": 1, "prompt": 1}
+
+
+@pytest.mark.slow  # each compiles a step of all parts
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {
+            "optim": {"lora": 2, "rates": Rates(**LOW_RANK), "clip_norm": 1.0, "weight_decay": 0.01},
+            **{"frozen": "int8", "scan_layers": True, "remat": True, "accumulate": 2},
+        },
+        {"compute": "bfloat16", "frozen": "bfloat16", "optim": {"rates": Rates(clip=1, grounding=1)}},
+    ],
+    ids=["all parts", "low rank and int8", "bfloat16"],
+)
+def test_all_parts_go_on_with_the_same_bits(changes: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Stopped after the seventh step; with stochastic depth and random points."""
+    config = micro(**ALL, **changes)
+    straight = train(config, tmp_path / "whole", console=Console(quiet=True))
+    add = Report.add
+
+    def stop(self: Report, step: int, *rest: Any, **named: Any) -> Any:
+        if step == 6:
+            signal.raise_signal(signal.SIGTERM)
+        return add(self, step, *rest, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Report, "add", stop)
+        with pytest.raises(Stopped, match="stopped after step 7"):
+            train(config, tmp_path / "run", console=Console(quiet=True))
+    resumed = train(config, tmp_path / "run", resume=True, console=Console(quiet=True))
+    found, want = (jax.tree.leaves((state.step, *state[1:3], state.frozen)) for state in (resumed, straight))
+    for mine, other in zip(found, want, strict=True):
+        assert mine.dtype == other.dtype and np.array_equal(np.asarray(mine), np.asarray(other))
+    lines = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("run", "whole")]
+    mine, other = ([drop_speeds(json.loads(line)) for line in one] for one in lines)
+    assert mine == other and [line["step"] for line in mine] == list(range(1, STEPS + 1))
+    assert len({line["loss"] for line in mine}) > STEPS - 2
+
+
+def drop_speeds(line: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in line.items() if not name.startswith("speed")}
