@@ -1,7 +1,8 @@
 """The model of the classic benchmarks (paper Table 5): stage 1 alone, on Visual Genome and RefCOCO/+/g.
 
 Three rows of Visual Genome (boxes only) to one of referring, 50 queries, which suffice (paper Table 13),
-30000 steps of two micro-batches of 64. The paper also names Flickr30K, which the authors' scripts leave out. The authors then went on with referring alone:
+30000 steps of two micro-batches of 64. The paper also names Flickr30K, which the authors' scripts leave
+out. The authors then went on with referring alone:
 
   lgjax train --config configs/classic_referring.py
 

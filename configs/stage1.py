@@ -1,9 +1,10 @@
 """Stage 1: projector, the three new tokens and the whole grounding model learn on captions and referring.
 
-Starts from stage 0 (or any LLaVA projector) and the vision part of OpenSeeD Swin-T. Preset "paper": Table 15,
-10000 steps of two micro-batches of 32 + 32. Preset "as_code": the released script on 4 GPUs, 30000 steps of
-one, weight decay 0.01 on everything. Neither reads Visual Genome, which the paper lists and the released code has switched off; one more
-stream of `data.grounded` adds it. Source: spec/training_and_data.md 2.1, 3, 11.
+Starts from stage 0 (or any LLaVA projector) and the vision part of OpenSeeD Swin-T. Preset "paper":
+Table 15, 10000 steps of two micro-batches of 32 + 32. Preset "as_code": the released script on 4 GPUs,
+30000 steps of one, weight decay 0.01 on everything. Neither reads Visual Genome, which the paper lists
+and the released code has switched off; one more stream of `data.grounded` adds it. Source:
+spec/training_and_data.md 2.1, 3, 11.
 """
 
 import dataclasses

@@ -18,6 +18,7 @@ from lgjax.train.start import abstract_state
 from lgjax.train.step import make_step
 from tests.train import steps
 from tests.train.micro import micro
+from tests.train.quick import OPTIONS
 from tests.train.words import words
 
 ONE, EIGHT = (1, 1, 1), (2, 2, 2)
@@ -172,7 +173,7 @@ def compile_anew(low: Any) -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
     try:
-        low.compile(steps.QUICK)
+        low.compile(OPTIONS)
     finally:
         jax.config.update("jax_enable_compilation_cache", True)
         compilation_cache.reset_cache()

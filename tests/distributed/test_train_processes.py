@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from lgjax.train.config import MeshConfig
 from lgjax.train.loop import STOPPED, train
 from lgjax.train.report import LOG
 from tests.train.micro import micro
+from tests.train.quick import FLAGS
 from tests.train.words import words
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +42,7 @@ def free_port() -> int:
 def processes(name: str, out: Path, *options: str) -> Iterator[list[subprocess.Popen[str]]]:
     """Both processes of a run of `tests/train/{name}.py`; each leaves `out.name-N.json` beside `out`."""
     address = f"127.0.0.1:{free_port()}"
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count=4 {FLAGS}"}
     running = []
     for number in range(2):
         note = out.with_name(f"{out.name}-{number}.json")
@@ -124,3 +126,22 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(asked, tmp_path)
     folders = [folder / "checkpoints" / str(10 * STEPS) for folder in (out, whole)]
     digests = [json.loads((folder / "notes" / "metadata").read_text())["state"] for folder in folders]
     assert digests[0] == digests[1] and np.isfinite(one[-1]["loss"])
+
+
+@pytest.mark.slow
+def test_both_take_the_newest_checkpoint_that_both_can_read(tmp_path):
+    """A file that one process alone reads is damaged."""
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    more = ["--save-every=4", "--keep=3"]
+    with processes("words", whole, *more) as running:
+        assert [process.wait(600) for process in running] == [0, 0], said(whole) + said(whole, 1)
+    shutil.copytree(whole, out)
+    shutil.rmtree(out / "checkpoints" / str(STEPS))
+    data = [file for file in (out / "checkpoints" / "8" / "trained").glob("ocdbt.process_1/d/*")]
+    largest = max(data, key=lambda file: file.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    with processes("words", out, *more, "--resume") as running:
+        assert [process.wait(600) for process in running] == [0, 0], said(out) + said(out, 1)
+    assert "checkpoint of step 8 is damaged" in said(out) and "going on after step 4" in said(out)
+    assert (out / "damaged" / "8").is_dir()
+    assert losses(read_log(out)) == losses(read_log(whole))

@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 from lgjax.convert.store import flattened
 from lgjax.data.batch import Batch
 from lgjax.data.pipeline import Counted, batches
-from lgjax.models.llama import stack_layers
 from lgjax.models.llava_grounding import abstract_params
 from lgjax.parallel.mesh import make_mesh
 from lgjax.train.config import TrainConfig
@@ -23,10 +22,11 @@ from lgjax.train.groups import split
 from lgjax.train.objective import Rows
 from lgjax.train.start import abstract_state, load_tokenizer, placed
 from lgjax.train.step import TrainState, compile_step, init_state, on_mesh, row_sharding, state_shardings
+from tests.train.micro import stacked
+from tests.train.quick import OPTIONS
 from tests.weights import fill
 
 Shape = tuple[int, int, int]  # of a mesh
-QUICK = {"xla_backend_optimization_level": 0}  # a third less to compile; what runs is small
 
 
 @functools.cache
@@ -37,9 +37,8 @@ def mesh_of(shape: Shape) -> Mesh:
 def start(config: TrainConfig, shape: Shape) -> TrainState:
     """A state of random parameters, the same for any mesh, as buffers of its own."""
     params = jax.tree.map(jnp.asarray, fill(abstract_params(config.model)))
-    if config.scan_layers:
-        params["llama"] = stack_layers(params["llama"])
-    state = init_state(config, *split(flattened(params), config, jax.random.key(0)))
+    flat = stacked(params) if config.scan_layers else flattened(params)
+    state = init_state(config, *split(flat, config, jax.random.key(0)))
     return jax.device_put(state, state_shardings(state, config, mesh_of(shape)), may_alias=False)
 
 
@@ -71,7 +70,7 @@ def lowered(config: TrainConfig, shape: Shape) -> Any:
 
 @functools.cache
 def compiled(config: TrainConfig, shape: Shape) -> Any:
-    return lowered(config, shape).compile(QUICK)
+    return lowered(config, shape).compile(OPTIONS)
 
 
 def plain(config: TrainConfig) -> TrainConfig:
