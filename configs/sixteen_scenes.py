@@ -1,7 +1,7 @@
 """From nothing to sixteen composed scenes by heart: the quickest way to see that training works.
 
 2.1 million parameters, language and grounding at once. Grounding sends no gradient into the language model:
-fresh phrase embeddings would drown what the text teaches it (`--loss.detach-seg False` shows it). Expected:
+fresh phrase embeddings would drown what the text teaches it (`--loss.no-detach-seg` shows it). Expected:
 grounded F1 (box IoU 0.5, right name, greedy answers) of at least 0.95 on the sixteen scenes; see
 tests/train/test_learning.py.
 """

@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> None:
     """
     wants_help = [flag for flag in ("--help", "-h") if flag in arguments]
     rest = [argument for argument in arguments if argument not in ("--help", "-h")]
-    launch, changes = tyro.cli(Launch, args=rest, return_unknown_args=True)
+    launch, changes = tyro.cli(Launch, prog="lgjax train", args=rest, return_unknown_args=True)
     if launch.config is None and not launch.resume:
         if not wants_help and arguments:
             raise ValueError("give the file of the run: --config configs/stage1.py")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,11 +17,13 @@ from rich.table import Table
 from lgjax.data.batch import SampleMaker, concatenate
 from lgjax.data.pipeline import Mixture, Stream
 from lgjax.infer.load import use_compilation_cache
+from lgjax.models.matmul import Int8
 from lgjax.parallel.mesh import AXES, make_mesh
+from lgjax.text.tokenizer import Tokenizer
 from lgjax.train.config import DataStream, TrainConfig
-from lgjax.train.groups import group_of, rate_of
+from lgjax.train.groups import EMBED, HEAD, NEW_EMBED, NEW_HEAD, group_of, rate_of
 from lgjax.train.objective import Rows
-from lgjax.train.start import abstract_state, load_tokenizer, placed
+from lgjax.train.start import abstract_state, load_tokenizer, placed, shipped_tokenizer
 from lgjax.train.step import TrainState, check_mesh, compile_step, on_mesh, row_sharding, step_operations
 
 
@@ -34,22 +38,37 @@ def plan(config: TrainConfig, console: Console) -> None:
     here = math.prod(sizes) <= jax.device_count()
     mesh = make_mesh(*sizes) if here else AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
     check_mesh(config, mesh)
-    state = abstract_state(config)
+    mixture, tokenizer = config.data.mixture(), _tokenizer(config, console)
+    if config.measure_every:
+        config.data.held_out_mixture()
+    rows, state = _abstract_rows(config, mixture, tokenizer), abstract_state(config)
     console.print(_groups(config, state))
-    mixture = config.data.mixture()
     console.print(_rows(config, mixture))
-    rows = _abstract_rows(config, mixture)
     console.print(f"one step: {step_operations(config, state.trained):.3g} operations of the model")
     console.print(_memory(config, state, rows, mesh, here))
 
 
+def _tokenizer(config: TrainConfig, console: Console) -> Tokenizer:
+    """That of the run; any other gives the same shapes where its start folders are not there yet."""
+    absent = [folder for folder in config.start if not Path(folder).exists()]
+    for folder in absent:
+        console.print(f"start folder {folder} is not there yet", style="yellow")
+    if absent and not config.tokenizer:
+        return shipped_tokenizer()
+    return load_tokenizer(dataclasses.replace(config, start=()) if absent else config)
+
+
 def _groups(config: TrainConfig, state: TrainState) -> Table:
+    """How many numbers of the model (and of low-rank updates beside it) learn in each group."""
     table = Table("group", "trained", "frozen", "rate", title=f"{config.name}: what learns")
     counts: dict[str, list[int]] = {}
     for column, part in enumerate((state.trained, state.frozen)):
         for path, leaf in part.items():
-            size = sum(math.prod(array.shape) for array in jax.tree.leaves(leaf))
+            size = math.prod((leaf.values if isinstance(leaf, Int8) else leaf).shape)
             counts.setdefault(group_of(path), [0, 0])[column] += size
+    for rows, table_path in ((NEW_EMBED, EMBED), (NEW_HEAD, HEAD)):
+        if rows in state.trained:  # they stand in for rows of the frozen table
+            counts[group_of(table_path)][1] -= math.prod(state.trained[rows].shape)
     for group, (trained, frozen) in counts.items():
         rate = config.optim.lr * rate_of(group, config.optim.rates)
         table.add_row(group, f"{trained:,}", f"{frozen:,}", f"{rate:.2g}" if trained else "-")
@@ -87,9 +106,9 @@ def _count(stream: Stream) -> str:
     return "endless" if count >= 2**31 else f"{count:,}"
 
 
-def _abstract_rows(config: TrainConfig, mixture: Mixture) -> Rows:
+def _abstract_rows(config: TrainConfig, mixture: Mixture, tokenizer: Tokenizer) -> Rows:
     """Shapes of a step's rows, from fillers."""
-    sizes, tokenizer = config.data.batch(config.model), load_tokenizer(config)
+    sizes = config.data.batch(config.model)
     parts = [
         SampleMaker(sizes, tokenizer, grounded).filler("")
         for grounded, count in ((True, mixture.grounded_rows), (False, mixture.text_rows))
@@ -120,13 +139,13 @@ def _memory(
         leaves = jax.tree.leaves(part)
         whole = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
         own = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
-        table.add_row(name, _gib(whole), _gib(own))
+        table.add_row(name, _bytes(whole), _bytes(own))
     shares = mesh.shape["data"] * mesh.shape["fsdp"]
     batch = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(rows))
-    table.add_row("batch", _gib(batch), _gib(batch / shares))
+    table.add_row("batch", _bytes(batch), _bytes(batch / shares))
     if isinstance(mesh, Mesh) and here:
         table.add_row(
-            "step as compiled: state, batch, activations", "", _gib(_compiled(config, where, rows, mesh))
+            "step as compiled: state, batch, activations", "", _bytes(_compiled(config, where, rows, mesh))
         )
     else:
         table.add_row(
@@ -155,5 +174,5 @@ def _compiled(config: TrainConfig, state: TrainState, rows: Rows, mesh: Mesh) ->
     )
 
 
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.3f} GiB" if size < 2**30 else f"{size / 2**30:.2f} GiB"
+def _bytes(size: float) -> str:
+    return f"{size / 2**20:.2f} MiB" if size < 2**30 else f"{size / 2**30:.2f} GiB"

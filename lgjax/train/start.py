@@ -45,9 +45,7 @@ def load_tokenizer(config: TrainConfig) -> Tokenizer:
             f"no tokenizer.model in {', '.join(map(str, places))}; name one by --tokenizer"
         )
     else:
-        shipped = importlib.resources.files("lgjax") / "assets" / "debug_tokenizer.model"
-        with importlib.resources.as_file(shipped) as file:
-            found, model = Tokenizer.from_model_file(file), "the package's small tokenizer"
+        found, model = shipped_tokenizer(), "the package's small tokenizer"
     rows = config.model.llama.vocab_size
     if found.vocab_size != rows:
         raise ValueError(
@@ -61,6 +59,13 @@ def load_tokenizer(config: TrainConfig) -> Tokenizer:
             f"rows, {rows - 3} to {rows - 1}; train the whole tables (optim.rates.embed, head) instead"
         )
     return found
+
+
+def shipped_tokenizer() -> Tokenizer:
+    """The small tokenizer of the package, 803 ids with the grounding tokens."""
+    shipped = importlib.resources.files("lgjax") / "assets" / "debug_tokenizer.model"
+    with importlib.resources.as_file(shipped) as file:
+        return Tokenizer.from_model_file(file)
 
 
 def _read_tokenizer(model: Path) -> Tokenizer:
