@@ -243,7 +243,7 @@ def part_of(path: tuple[str, ...]) -> str:
 
 def traced_step(config: ModelConfig, sizes: dict[str, int], trained: tuple[str, ...]) -> int:
     """Operations of losses and gradients with respect to the trained parts, as traced."""
-    model = LlavaGrounding(config, num_queries=sizes["queries"])
+    model = LlavaGrounding(config)
     rows, length, phrases, prompts = (sizes[key] for key in ("rows", "length", "phrases", "prompts"))
     side = (config.grounding or config.prompt).image_size
     flat = flatten_dict(abstract(config))
@@ -262,7 +262,7 @@ def traced_step(config: ModelConfig, sizes: dict[str, int], trained: tuple[str, 
     )
 
     def losses(self, inputs):
-        out = self(inputs)
+        out = self(inputs, sizes["queries"])
         total = [language_loss(out.hidden, inputs.plan.labels, self.logits, jnp.ones(rows))[0]]
         for output in out.predictions.values():
             total += [output.logits, output.boxes]
