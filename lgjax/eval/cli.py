@@ -5,8 +5,10 @@ from __future__ import annotations
 import tyro
 
 from lgjax.eval.commands.records import records
+from lgjax.eval.commands.scenes import scenes
 
 app = tyro.extras.SubcommandApp()
 HELP = "Measure a checkpoint, or predictions that were made before."
 
+app.command(scenes)
 app.command(records)
