@@ -210,10 +210,10 @@ def says_yes(text: str) -> bool | None:
     return True if "yes" in words or text.lower().startswith(("there is", "there are")) else None
 
 
-def share(hits: Iterable[bool]) -> float | None:
-    """The share of True, None of nothing."""
-    hits = list(hits)
-    return sum(hits) / len(hits) if hits else None
+def share(values: Iterable[float | int | bool]) -> float | None:
+    """The mean, of True and False the share of True; None of nothing."""
+    values = list(values)
+    return float(sum(values) / len(values)) if values else None
 
 
 def total(found: Sequence[Found]) -> tuple[float, float, float, float | None, float]:
