@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import re
 import zlib
 from collections.abc import Iterable, Sequence
@@ -17,13 +18,14 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import scipy.optimize
-from jaxtyping import Float
 
 from lgjax.data import scene_text
 from lgjax.data.drawings import classes
+from lgjax.data.marks import picture_of
 from lgjax.data.scenes import Scene, SceneConfig, Split
 from lgjax.data.sources.scenes import Scenes
-from lgjax.draw import deepest_point, draw_marks
+from lgjax.draw import deepest_point
+from lgjax.eval.boxes import box_iou
 from lgjax.eval.predictions import PhrasePrediction, Prediction
 from lgjax.eval.questions import Question
 from lgjax.infer.regions import Box, Click
@@ -32,7 +34,6 @@ from lgjax.text.conversation import REFERRING_ANSWER, REFERRING_QUESTION
 Part = Literal["descriptions", "expressions", "regions", "presence"]
 PARTS: tuple[Part, ...] = ("descriptions", "expressions", "regions", "presence")
 ENOUGH = 0.5  # IoU of a right box
-_MARK_HEIGHT = 10  # pixels; scenes are small
 
 
 class Held(NamedTuple):
@@ -64,8 +65,7 @@ def questions_of(held: Held, folder: Path) -> dict[Part, list[Question]]:
     view = scene_text.View(scene)
     plain, marked = f"{name}.png", f"{name}-marked.png"
     scene.image.save(folder / plain)
-    bitmaps = np.stack([thing.mask for thing in scene.things])
-    draw_marks(scene.image, bitmaps, size=_MARK_HEIGHT).save(folder / marked)
+    picture_of(scene_text.records(scene, rng, name)["marks"]).save(folder / marked)
 
     def ask(kind: str, text: str, image: str = plain, **fields) -> Question:
         return Question(id=f"{name}-{kind}", image=image, path=folder / image, text=text, **fields)
@@ -115,22 +115,19 @@ def _pattern() -> re.Pattern[str]:
 
 
 def names_in(text: str) -> list[str]:
-    """The classes that a text names, in their order: "two red cars" names a car, "a police car" no car."""
-    return [_names()[match] for match in _pattern().findall(text.lower())]
+    """The classes that a text names, in their order: "two red cars" names a car, "a police car" no car.
+
+    A name right in front of another is its attribute: "an orange fox" names no orange.
+    """
+    text = text.lower()
+    found = list(_pattern().finditer(text))
+    followed = {a for a, b in itertools.pairwise(found) if text[a.end() : b.start()].isspace()}
+    return [_names()[match.group()] for match in found if match not in followed]
 
 
 def name_of(phrase: str) -> str | None:
     """The class that a phrase is about: the first that it names ("the dog beside a cat" is a dog)."""
     return next(iter(names_in(phrase)), None)
-
-
-def box_iou(a: Float[np.ndarray, "n 4"], b: Float[np.ndarray, "m 4"]) -> Float[np.ndarray, "n m"]:
-    """IoU of boxes (x0, y0, x1, y1); 0 for two boxes without area."""
-    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
-    shared = np.clip(high - low, 0, None).prod(-1)
-    area_a, area_b = (np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(-1) for boxes in (a, b))
-    union = area_a[:, None] + area_b[None] - shared
-    return np.divide(shared, union, out=np.zeros_like(shared, float), where=union > 0)
 
 
 @dataclasses.dataclass(frozen=True)
