@@ -63,7 +63,7 @@ def score(parsed: Sequence[Label], labels: Sequence[Label]) -> Scores:
     Raises:
         ValueError: the lists differ in length.
     """
-    found = collections.Counter(zip(parsed, labels, strict=True))
+    found: collections.Counter[tuple[str, str]] = collections.Counter(zip(parsed, labels, strict=True))
     kinds = (("yes", "yes"), ("yes", "no"), ("no", "no"), ("no", "yes"))
     return Scores(*(found[kind] for kind in kinds))
 
