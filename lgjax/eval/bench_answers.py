@@ -16,8 +16,7 @@ import numpy as np
 
 from lgjax.data.sources.common import Coco, plain_name, read_coco, size_of, things_of
 from lgjax.eval.boxes import Boxes
-from lgjax.eval.grounding_bench import Entity, Grounding, match
-from lgjax.eval.judge import TaggedAnswer
+from lgjax.eval.grounding_bench import Entity, Grounding, TaggedAnswer, match
 from lgjax.eval.predictions import Prediction
 from lgjax.eval.records import RecordAnswer
 

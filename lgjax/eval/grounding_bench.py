@@ -6,6 +6,7 @@ Source: LLaVA-Grounding, algorithm 1; spec/evaluation.md 1.5.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 
@@ -42,6 +43,28 @@ class Reference:
     phrase: int
     entity: Entity | None
     iou: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TaggedAnswer:
+    """An answer whose boxes were matched to the entities of its picture.
+
+    size: (height, width) of the picture; boxes are in pixels; `references` holds one for each predicted box.
+    """
+
+    question_id: int | str
+    image: str
+    size: tuple[int, int]
+    text: str
+    entities: tuple[Entity, ...]
+    groundings: tuple[Grounding, ...]
+    references: tuple[Reference, ...]
+
+    @property
+    def pairs(self) -> list[tuple[int, Entity]]:
+        """What there is to judge: each phrase with each entity that one of its boxes was matched to, once."""
+        pairs = {(r.phrase, r.entity.id): (r.phrase, r.entity) for r in self.references if r.entity}
+        return list(pairs.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,3 +172,70 @@ def macro(counts: Sequence[Counts]) -> Averages:
     rows = np.asarray([(c.precision, c.recall, c.f1) for c in counts]).reshape(-1, 3)
     precision, recall, mean_f1 = (float(v) for v in (rows.mean(0) if len(rows) else np.zeros(3)))
     return Averages(precision, recall, f1(precision, recall), mean_f1)
+
+
+@dataclasses.dataclass(frozen=True)
+class CategoryScore:
+    """What became of one category: of its `entities` `found` have a right reference; of the `references` to
+    any of them `right` are right."""
+
+    entities: int
+    found: int
+    references: int
+    right: int
+
+    @property
+    def precision(self) -> float:
+        return self.right / self.references if self.references else 0.0
+
+    @property
+    def recall(self) -> float:
+        return self.found / self.entities if self.entities else 0.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Result:
+    """The figures of many answers.
+
+    counts: of each answer, in order; categories: by name, the most frequent first; unmatched: predicted
+    boxes that no entity overlaps enough; unjudged: pairs without a verdict, which count as wrong.
+    """
+
+    counts: tuple[Counts, ...]
+    categories: dict[str, CategoryScore]
+    unmatched: int
+    unjudged: int
+
+    @property
+    def total(self) -> Counts:
+        """The micro figures."""
+        return micro(self.counts)
+
+    @property
+    def means(self) -> Averages:
+        """The macro figures."""
+        return macro(self.counts)
+
+
+def score(answers: Sequence[TaggedAnswer], verdicts: Sequence[Verdicts]) -> Result:
+    """Add up answers by the verdicts on each.
+
+    Raises:
+        ValueError: not one set of verdicts for each answer.
+    """
+    entities, found, references, right = (collections.Counter[str]() for _ in range(4))
+    counts, unmatched, unjudged = [], 0, 0
+    for answer, given in zip(answers, verdicts, strict=True):
+        counts.append(count(answer.references, answer.entities, given))
+        entities.update(entity.category for entity in answer.entities)
+        matched = [(r.entity, is_right(r, given)) for r in answer.references if r.entity is not None]
+        references.update(entity.category for entity, _ in matched)
+        right.update(entity.category for entity, good in matched if good)
+        found.update({entity.id: entity.category for entity, good in matched if good}.values())
+        unmatched += len(answer.references) - len(matched)
+        unjudged += sum((phrase, entity.id) not in given for phrase, entity in answer.pairs)
+    categories = {
+        name: CategoryScore(number, found[name], references[name], right[name])
+        for name, number in entities.most_common()
+    }
+    return Result(tuple(counts), categories, unmatched, unjudged)

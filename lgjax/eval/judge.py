@@ -11,31 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from lgjax.eval.grounding_bench import Entity, Grounding, Reference, Verdicts, is_right
+from lgjax.eval.grounding_bench import TaggedAnswer, Verdicts
 from lgjax.eval.lines import an_id, fields_of, lines_of, parse_json, shown, write_whole
-from lgjax.eval.mentions import Lexicon
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class TaggedAnswer:
-    """An answer whose boxes were matched to the entities of its picture.
-
-    size: (height, width) of the picture; boxes are in pixels; `references` holds one for each predicted box.
-    """
-
-    question_id: int | str
-    image: str
-    size: tuple[int, int]
-    text: str
-    entities: tuple[Entity, ...]
-    groundings: tuple[Grounding, ...]
-    references: tuple[Reference, ...]
-
-    @property
-    def pairs(self) -> list[tuple[int, Entity]]:
-        """What there is to judge: each phrase with each entity that one of its boxes was matched to, once."""
-        pairs = {(r.phrase, r.entity.id): (r.phrase, r.entity) for r in self.references if r.entity}
-        return list(pairs.values())
+from lgjax.eval.mentions import Reader
 
 
 class Judge(Protocol):
@@ -53,14 +31,14 @@ class WordJudge:
     So it is milder than a reader: "the first person" may be any person. It needs no network.
     """
 
-    lexicon: Lexicon
+    reader: Reader
     name: str = "words"
 
     def judge(self, answers: Sequence[TaggedAnswer]) -> list[Verdicts]:
         """Verdicts on every pair of every answer."""
         out: list[Verdicts] = []
         for answer in answers:
-            meant = [self.lexicon.meant(grounding.phrase) for grounding in answer.groundings]
+            meant = [self.reader.meant(grounding.phrase) for grounding in answer.groundings]
             out.append({(phrase, e.id): e.category in meant[phrase] for phrase, e in answer.pairs})
         return out
 
@@ -135,17 +113,3 @@ def write_verdicts(
                 }
                 lines.append(json.dumps(verdict, ensure_ascii=False) + "\n")
     write_whole(path, "".join(lines))
-
-
-def unjudged(answers: Sequence[TaggedAnswer], verdicts: Sequence[Verdicts]) -> int:
-    """How many pairs have no verdict."""
-    return sum(
-        (phrase, entity.id) not in given
-        for answer, given in zip(answers, verdicts, strict=True)
-        for phrase, entity in answer.pairs
-    )
-
-
-def wrong(answer: TaggedAnswer, verdicts: Verdicts) -> list[Reference]:
-    """The references of an answer that are not right, those to no entity among them."""
-    return [reference for reference in answer.references if not is_right(reference, verdicts)]

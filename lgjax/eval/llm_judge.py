@@ -9,8 +9,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from lgjax.eval.grounding_bench import Verdicts
-from lgjax.eval.judge import TaggedAnswer
+from lgjax.eval.grounding_bench import TaggedAnswer, Verdicts
 from lgjax.llm.request import LanguageModel, Message, Reply, Request
 
 _TASK = """\

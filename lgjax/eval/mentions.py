@@ -1,18 +1,82 @@
 """Which classes of things a text mentions, by words.
 
-Source: the synonym idea of CHAIR, spec/evaluation.md 6.2; the words are those of `lgjax.eval.coco_words`.
+The names of COCO's classes are those of `lgjax.text.coco_names`; here stands what reading a whole sentence
+needs besides: names that are part of another name, words for groups, what a phrase is about.
+Source: the synonym idea of CHAIR, spec/evaluation.md 6.2.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
-from lgjax.eval.coco_words import GROUPS, NOUN_ONLY, OTHER_THINGS, WORDS
+from lgjax.text.coco_names import Lexicon, Word, words_of
 
-_TOKEN = re.compile(r"[^\W_]+")
-_COLOURED = {"is", "are", "was", "were", "in", "bright", "dark", "light", "pale", "very", "and"}  # ... orange
+GROUPS: dict[str, tuple[str, ...]] = {
+    "vehicle": ("bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat"),
+    "van": ("car", "truck"),
+    "animal": ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe"),
+    "pet": ("bird", "cat", "dog"),
+    "bag": ("backpack", "handbag", "suitcase"),
+    "food": (
+        "banana",
+        "apple",
+        "sandwich",
+        "orange",
+        "broccoli",
+        "carrot",
+        "hot dog",
+        "pizza",
+        "donut",
+        "cake",
+    ),
+    "fruit": ("banana", "apple", "orange"),
+    "vegetable": ("broccoli", "carrot"),
+    "furniture": ("bench", "chair", "couch", "bed", "dining table"),
+    "seat": ("bench", "chair", "couch"),
+    "desk": ("dining table",),
+    "appliance": ("microwave", "oven", "toaster", "sink", "refrigerator"),
+    "utensil": ("fork", "knife", "spoon"),
+    "cutlery": ("fork", "knife", "spoon"),
+    "silverware": ("fork", "knife", "spoon"),
+    "drink": ("bottle", "wine glass", "cup"),
+    "dish": ("bowl",),
+    "board": ("surfboard", "snowboard", "skateboard"),
+    "toy": ("teddy bear",),
+    "stuffed animal": ("teddy bear",),
+    "flower": ("potted plant",),
+    "screen": ("tv", "laptop"),
+    "device": ("laptop", "tv", "cell phone", "remote", "keyboard", "mouse"),
+    "couple": ("person",),
+    "crowd": ("person",),
+    "family": ("person",),
+    "audience": ("person",),
+}
+"""Word -> the classes any of which it may mean; for judging a phrase, never for CHAIR."""
+
+OTHER_THINGS: tuple[str, ...] = (
+    *("train track", "train station", "bus stop", "bus station", "car park", "car seat", "toilet paper"),
+    *("bird house", "bird feeder", "bird bath", "dog house", "dog food", "cat food", "cat bed", "dog bed"),
+    *("horse carriage", "home plate", "table tennis", "table cloth", "table lamp", "boat dock", "boat house"),
+    *("book shelf", "book case", "phone booth", "clock tower", "tennis court", "ski slope", "ski resort"),
+    *(
+        "ski lift",
+        "ski pole",
+        "baseball cap",
+        "mouse pad",
+        "cake pan",
+        "pizza box",
+        "pizza cutter",
+        "bed sheet",
+    ),
+    *("bed frame", "bottle cap", "banana tree", "orange juice", "orange tree", "apple tree", "apple juice"),
+    *("cup holder", "chair lift", "oven mitt", "knife block", "laptop bag", "flower bed", "power plant"),
+    *("couple of", "crowd of", "family of", "range of", "computer desk", "kite string", "tie dye"),
+)
+"""Names of which a part is the name of a class, which they do not mention."""
+
+_ADJECTIVES = {"orange", "remote"}  # names of classes only where no other word follows
+_COLOURED = {"is", "are", "was", "were", "in", "bright", "dark", "light", "pale", "very"}  # "is orange"
 _LINKS = {"and", "or", "of", "a", "an", "the", "his", "her", "their", "some", "two", "three", "several"}
 _FOLLOWERS = _LINKS | {
     *(
@@ -51,98 +115,62 @@ _FOLLOWERS = _LINKS | {
 
 @dataclasses.dataclass(frozen=True)
 class Mention:
-    """Words that name one class, or a group of classes any of which may be meant.
-
-    first, last: numbers of its words in the text, last exclusive; possessive: "the man's" of "the man's hat".
-    """
+    """A name at words [first, last) of a text, and the classes it may mean."""
 
     classes: tuple[str, ...]
     first: int
     last: int
-    possessive: bool
 
 
-@dataclasses.dataclass(frozen=True)
-class Lexicon:
-    """Words, singular and plural, split at blanks -> the classes they may mean; none for other things."""
+class Reader:
+    """Finds mentions of some classes; with `groups` also words such as "vehicle"."""
 
-    entries: Mapping[tuple[str, ...], tuple[str, ...]]
-
-    @classmethod
-    def of(cls, categories: Iterable[str], *, groups: bool = False) -> Lexicon:
-        """The words for these classes: COCO's have synonyms, others just their names.
-
-        groups: also words such as "vehicle", which may mean any class of a group.
-        """
-        categories = list(categories)
-        entries = {form: () for form in _forms(OTHER_THINGS)}
+    def __init__(self, categories: Iterable[str], *, groups: bool = False) -> None:
+        """Know the classes by their names and, where they are COCO's, by other names of theirs."""
+        categories = tuple(categories)
+        self._classes = {name: () for name in OTHER_THINGS}
         if groups:
-            for words, members in GROUPS.items():
-                known = tuple(name for name in members.split(", ") if name in categories)
-                entries |= {form: known for form in _forms(words) if known}
-        for name in categories:
-            entries |= {form: (name,) for form in _forms(WORDS.get(name.lower(), ""))}
-        # a class's own name goes before another class's synonym
-        return cls(entries | {form: (name,) for name in categories for form in _forms(name.lower())})
+            self._classes |= {
+                word: tuple(name for name in members if name in categories)
+                for word, members in GROUPS.items()
+            }
+        self._classes |= {name: (name,) for name in categories}
+        self._lexicon = Lexicon(self._classes)
 
     def mentions(self, text: str) -> list[Mention]:
-        """All mentions in reading order; of words that overlap the longest from the left are one mention."""
-        tokens = list(_TOKEN.finditer(text.lower()))
-        words = [token.group() for token in tokens]
-        longest = max(map(len, self.entries), default=0)
-        found: list[Mention] = []
-        first = 0
-        while first < len(words):
-            last = next(
-                (end for end in range(first + longest, first, -1) if tuple(words[first:end]) in self.entries),
-                0,
-            )
-            last = min(last, len(words))
-            classes = self.entries.get(tuple(words[first:last]), ())
+        """All mentions in reading order; a possessor ("the man's hat") is none."""
+        return self._mentions(words_of(text))
+
+    def _mentions(self, words: list[Word]) -> list[Mention]:
+        found = []
+        for first, last, noun in self._lexicon.find(words):
+            classes = dict.fromkeys(name for known in noun.categories for name in self._classes[known])
             if classes and not (last - first == 1 and _is_adjective(words, first)):
-                possessive = bool(re.match(r"['’](?:s\b|(?=\s))", text[tokens[last - 1].end() :].lower()))
-                found.append(Mention(classes, first, last, possessive))
-            first = max(last, first + 1)
+                found.append(Mention(tuple(classes), first, last))
         return found
 
-    def meant(self, phrase: str) -> set[str]:
+    def meant(self, phrase: str) -> frozenset[str]:
         """The classes that a noun phrase itself is about: its first mention, and those that belong to it.
 
         "a man on a horse" is about the man, "a man's horse" about the horse, "a man and a horse" about both,
         "a bowl of oranges" about either.
         """
-        words = [token.group() for token in _TOKEN.finditer(phrase.lower())]
-        mentions = self.mentions(phrase)
-        head = [m for m in mentions if not m.possessive][:1] or mentions[:1]
-        for mention in mentions:
-            if not head or mention.first < head[-1].last:
-                continue
-            between = words[head[-1].last : mention.first]
-            if not between:  # a compound: "kitchen table chairs"
-                head[-1] = mention
-            elif _LINKS.issuperset(between):
+        words = words_of(phrase)
+        head: list[Mention] = []
+        for mention in self._mentions(words):
+            between = {word.text for word in words[head[-1].last : mention.first]} if head else set()
+            if head and mention.first == head[-1].last:
+                head[-1] = mention  # of a compound the last word counts
+            elif between <= _LINKS:
                 head.append(mention)
-        return {name for mention in head for name in mention.classes}
+            else:
+                break
+        return frozenset(name for mention in head for name in mention.classes)
 
 
-def _is_adjective(words: list[str], index: int) -> bool:
+def _is_adjective(words: list[Word], index: int) -> bool:
     """Whether a word that is also an adjective is one here: "an orange shirt", "the shirt is orange"."""
-    if words[index] not in NOUN_ONLY:
+    if words[index].text not in _ADJECTIVES:
         return False
-    followed = index + 1 < len(words) and words[index + 1] not in _FOLLOWERS
-    return followed or (index > 0 and words[index - 1] in _COLOURED)
-
-
-def _forms(words: str) -> list[tuple[str, ...]]:
-    """Singular and plural of the words of a table, each split into its parts."""
-    pairs = [word.partition("/") for word in words.split(", ") if word]
-    forms = [form for one, _, many in pairs for form in (one, many or _plural(one))]
-    return [tuple(_TOKEN.findall(form)) for form in forms]
-
-
-def _plural(word: str) -> str:
-    if word.endswith(("s", "x", "z", "ch", "sh")):
-        return word if word in ("skis", "scissors") else word + "es"
-    if word.endswith("y") and word[-2] not in "aeiou":
-        return word[:-1] + "ies"
-    return word + "s"
+    followed = index + 1 < len(words) and words[index + 1].text not in _FOLLOWERS
+    return followed or (index > 0 and words[index - 1].text in _COLOURED)
