@@ -30,6 +30,11 @@ class FileQuestion:
     def question_id(self) -> str | int:
         return self.id
 
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What a prediction keeps of it."""
+        return {} if self.category is None else {"category": self.category}
+
 
 def read_questions(path: Path) -> list[FileQuestion]:
     """Read a question file; the suffix "(with grounding)" is taken off, as the model's prompt brings it.
