@@ -22,9 +22,9 @@ TEMPERATURE = 0.2
 MAX_TOKENS = 1024
 _SYSTEM = "You compare answers to questions about pictures, strictly and without favour."
 _FORM = """\
-Give each answer a whole score from 1 (useless) to 10 (perfect). Write the two scores on the first line, that \
-of Answer 1 first, with one blank between them and nothing else on that line. Then explain both scores in a \
-few sentences. Which answer stands first must not matter, nor which is longer."""
+Give each answer a whole score from 1 (useless) to 10 (perfect). Write the two scores on the first line, \
+that of Answer 1 first, with one blank between them and nothing else on that line. Then explain both scores \
+in a few sentences. Which answer stands first must not matter, nor which is longer."""
 _ASPECTS = {
     "conv": "The question is part of a conversation. Judge whether each answer is correct for this picture, "
     "to the point and helpful.",
