@@ -53,6 +53,16 @@ def text_of(prediction: Prediction) -> Answer:
     return Answer(prediction.question_id, prediction.image, prediction.text, prediction.where)
 
 
+def settings_of(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """The settings that predictions were made with; "differs" where they are not of one run."""
+    names = dict.fromkeys(name for prediction in predictions for name in prediction.settings)
+    found = {name: [prediction.settings.get(name) for prediction in predictions] for name in names}
+    return {
+        name: some[0] if all(value == some[0] for value in some) else "differs"
+        for name, some in found.items()
+    }
+
+
 def pair(
     answers: Sequence[A], questions: Sequence[FileQuestion], wanted: Sequence[FileQuestion]
 ) -> list[tuple[FileQuestion, A]]:

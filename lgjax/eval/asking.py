@@ -31,7 +31,7 @@ class Asking:
         price_out: Money for a million tokens of answers.
     """
 
-    model: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
+    model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     endpoint: Annotated[str | None, tyro.conf.arg(metavar="URL")] = None
     cache: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("~/.cache/lgjax/llm")
     concurrency: int = 8

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import tyro
 
+from lgjax.eval.commands.grounding_bench import grounding_bench, grounding_bench_set
 from lgjax.eval.commands.records import records
 
 app = tyro.extras.SubcommandApp()
 HELP = "Measure a checkpoint, or predictions that were made before."
 
 app.command(records)
+app.command(grounding_bench)
+app.command(grounding_bench_set)

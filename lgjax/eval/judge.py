@@ -48,10 +48,12 @@ class VerdictFile:
     """Verdicts that were given before: {"question_id", "phrase_index", "gt_id", "correct"}, one a line.
 
     `phrase_index` counts the phrases of an answer from 0, `gt_id` is the id of COCO's annotation; other
-    fields are left alone, so the files that `write_verdicts` leaves can be read.
+    fields are left alone, so the files that `write_verdicts` leaves can be read. known: questions that may
+    have verdicts although they are not scored.
     """
 
     path: Path
+    known: frozenset[int | str] = frozenset()
     name: str = "verdict file"
 
     def judge(self, answers: Sequence[TaggedAnswer]) -> list[Verdicts]:
@@ -66,8 +68,10 @@ class VerdictFile:
         found: dict[int | str, dict[tuple[int, int | str], bool]] = {question: {} for question in entities}
         for where, line in lines_of(self.path):
             question, pair, right = _verdict(line, where)
+            if question not in found and question in self.known:
+                continue
             if question not in found:
-                raise ValueError(f"{where}: question {question!r} is none of those answered")
+                raise ValueError(f"{where}: question {question!r} is none of those asked")
             if pair[1] not in entities[question]:
                 raise ValueError(
                     f"{where}: gt_id {pair[1]!r} is no annotation of the picture of question {question!r}"
