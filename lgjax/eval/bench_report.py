@@ -30,8 +30,9 @@ class Scored:
 
 
 def report(runs: Sequence[Scored], settings: Mapping[str, Any], pictures: Pictures | None) -> Report:
-    """The report of the first of `runs`, with the others beside it; drawn where there are `pictures`."""
+    """The report of the first of `runs`, the others beside it; the worst are drawn where there are `pictures`."""
     first = runs[0]
+    at = "" if first.threshold is None else f" at threshold {first.threshold}"
     total, means = first.result.total, first.result.means
     rows = [
         ("micro", total.precision, total.recall, total.f1),
@@ -40,12 +41,12 @@ def report(runs: Sequence[Scored], settings: Mapping[str, Any], pictures: Pictur
     ]
     counts = (total.tp_pred, total.n_pred, total.tp_gt, total.n_gt, first.result.unmatched)
     tables = [
-        Table("Scores", ("over answers", "precision", "recall", "F1"), tuple(rows)),
-        Table("Counts", ("right boxes", "boxes", "found", "entities", "boxes on no entity"), (counts,)),
+        Table(f"Scores{at}", ("over answers", "precision", "recall", "F1"), tuple(rows)),
+        Table(f"Counts{at}", ("right boxes", "boxes", "found", "entities", "boxes on no entity"), (counts,)),
     ]
     if len(runs) > 1:
-        tables.append(_sweep(runs))
-    tables.append(_categories(first.result))
+        tables.insert(0, _sweep(runs))
+    tables.append(_categories(first.result, at))
     worst = () if pictures is None else tuple(_worst(first, pictures))
     return Report("Grounding-Bench", settings, tuple(tables), _notes(first), worst)
 
@@ -58,13 +59,13 @@ def _sweep(runs: Sequence[Scored]) -> Table:
     return Table("Thresholds", ("threshold", "precision", "recall", "F1", "boxes"), tuple(rows))
 
 
-def _categories(result: Result) -> Table:
+def _categories(result: Result, at: str) -> Table:
     rows = tuple(
         (name, score.entities, score.found, score.recall, score.references, score.right, score.precision)
         for name, score in result.categories.items()
     )
     columns = ("category", "entities", "found", "recall", "boxes on them", "right", "precision")
-    return Table("Categories", columns, rows)
+    return Table(f"Categories{at}", columns, rows)
 
 
 def _notes(run: Scored) -> tuple[str, ...]:
