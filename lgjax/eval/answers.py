@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,12 +17,13 @@ A = TypeVar("A", bound=Answered)
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """A text that answers a question; image: None where the line does not say."""
+    """A text that answers a question; image: None where the line does not say; settings: those of its run."""
 
     question_id: str | int
     image: str | None
     text: str
     where: str
+    settings: Mapping[str, Any]
 
 
 def read_answers(path: Path) -> list[Answer]:
@@ -45,18 +46,21 @@ def _answer(line: str, where: str) -> Answer:
         None if image is None else a_text(image, f"{where}: image"),
         a_text(fields["text"], f"{where}: text"),
         where,
+        settings if isinstance(settings := fields.get("settings"), dict) else {},
     )
 
 
 def text_of(prediction: Prediction) -> Answer:
     """The text of a prediction."""
-    return Answer(prediction.question_id, prediction.image, prediction.text, prediction.where)
+    return Answer(
+        prediction.question_id, prediction.image, prediction.text, prediction.where, prediction.settings
+    )
 
 
-def settings_of(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """The settings that predictions were made with; "differs" where they are not of one run."""
-    names = dict.fromkeys(name for prediction in predictions for name in prediction.settings)
-    found = {name: [prediction.settings.get(name) for prediction in predictions] for name in names}
+def settings_of(answers: Sequence[Answer | Prediction]) -> dict[str, Any]:
+    """The settings that answers were made with; "differs" where they are not of one run."""
+    names = dict.fromkeys(name for answer in answers for name in answer.settings)
+    found = {name: [answer.settings.get(name) for answer in answers] for name in names}
     return {
         name: some[0] if all(value == some[0] for value in some) else "differs"
         for name, some in found.items()

@@ -11,6 +11,7 @@ import dataclasses
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -101,19 +102,31 @@ class Pictures:
             raise ValueError(f"{path} has no categories; expected COCO's instances")
         return cls(path, coco)
 
+    def classes(self, image: str, where: str) -> set[str]:
+        """The categories in a picture, those of crowds too; `where` tells who asks for it.
+
+        Raises:
+            ValueError: the picture is not in the file.
+        """
+        annotations = self.coco.annotations.get(self._entry(image, where)["id"], [])
+        return {self.coco.categories[a["category_id"]] for a in annotations if "category_id" in a}
+
+    def _entry(self, image: str, where: str) -> dict[str, Any]:
+        entry = self.coco.named.get(plain_name(image))
+        if entry is None:
+            raise ValueError(f"{where}: picture '{image}' is not in {self.path}")
+        return entry
+
     def entities(self, image: str, where: str) -> tuple[tuple[int, int], tuple[Entity, ...]]:
         """The size (height, width) of a picture and its entities; `where` tells who asks for it.
 
         Raises:
             ValueError: the picture is not in the file, or one of its annotations has no box or category.
         """
-        name = plain_name(image)
-        entry = self.coco.named.get(name)
-        if entry is None:
-            raise ValueError(f"{where}: picture '{image}' is not in {self.path}")
+        entry = self._entry(image, where)
         if not ("width" in entry and "height" in entry):
             raise ValueError(f"{self.path}: picture '{image}' has no width and height")
-        width, height = size_of(entry, Path(name))
+        width, height = size_of(entry, Path(image))
         things = things_of(self.coco.annotations.get(entry["id"], []), self.coco.categories)
         if things.dropped:
             raise ValueError(f"{self.path}: picture '{image}' has an {things.dropped[0]}")

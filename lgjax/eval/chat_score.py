@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+
+from lgjax.eval.report import Report, Table
 
 Pair = tuple[float, float]
 FAILED: Pair = (-1.0, -1.0)
@@ -29,6 +32,28 @@ def parse(review: str) -> Pair:
     except ValueError:
         return FAILED
     return (reference, model) if math.isfinite(reference) and math.isfinite(model) else FAILED
+
+
+@dataclasses.dataclass(frozen=True)
+class Review:
+    """A review of two answers; scores are (reference, model), `chat_score.FAILED` where it gives none."""
+
+    question_id: str | int
+    category: str
+    content: str
+    scores: Pair
+
+    def to_json(self, number: int) -> dict[str, Any]:
+        """The row of a review file of LLaVA's layout; `number` counts them from 1."""
+        return {
+            "id": number,
+            "question_id": self.question_id,
+            "answer1_id": self.question_id,
+            "answer2_id": self.question_id,
+            "category": self.category,
+            "content": self.content,
+            "tuple": list(self.scores),
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,3 +82,31 @@ def summarise(scores: Sequence[Pair], *, compat: bool = False) -> Summary:
     reference, model = (round(float(mean), 3) for mean in means)
     relative = round(100 * model / reference, 1) if reference else None
     return Summary(reference, model, relative, len(kept), failed)
+
+
+def report(
+    reviews: Sequence[Review], settings: Mapping[str, Any], ignored: Collection[str] = (), *, compat: bool
+) -> Report:
+    """The report of reviews without those of the `ignored` question ids: each category, and all.
+
+    Raises:
+        ValueError: an ignored question has no review.
+    """
+    if lost := set(ignored) - {str(review.question_id) for review in reviews}:
+        raise ValueError(f"no review of question {sorted(lost)[0]!r}, which is to be ignored")
+    kept = [review for review in reviews if str(review.question_id) not in ignored]
+    parts: dict[str, list[Pair]] = {"all": [review.scores for review in kept]}
+    for review in kept:
+        parts.setdefault(review.category, []).append(review.scores)
+    rows = []
+    for name, scores in parts.items():
+        found = summarise(scores, compat=compat)
+        relative = None if found.relative is None else f"{found.relative:.1f}"
+        rows.append((name, relative, found.mean_reference, found.mean_model, found.reviews, found.failed))
+    columns = ("questions", "relative %", "reference", "model", "reviews", "failed")
+    how = "count as -1 and -1 in the means" if compat else "are left out of the means"
+    note = (
+        f"Relative: the model's mean score in percent of the reference's. Reviews without two scores {how}."
+    )
+    settings = {**settings, "summary": "compat" if compat else "failed left out", "ignored": list(ignored)}
+    return Report("LLaVA-Bench", settings, (Table("Scores", columns, tuple(rows)),), (note,))

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from lgjax.eval.lines import shown
+from lgjax.eval.question_file import FileQuestion
+from lgjax.eval.report import Report, Table
 
 Label = Literal["yes", "no"]
 _NO = {"No", "not", "no"}
@@ -66,6 +70,34 @@ def score(parsed: Sequence[Label], labels: Sequence[Label]) -> Scores:
     found: collections.Counter[tuple[str, str]] = collections.Counter(zip(parsed, labels, strict=True))
     kinds = (("yes", "yes"), ("yes", "no"), ("no", "no"), ("no", "yes"))
     return Scores(*(found[kind] for kind in kinds))
+
+
+def label_of(question: FileQuestion) -> Label:
+    """The right answer to a question.
+
+    Raises:
+        ValueError: it has none.
+    """
+    label = question.fields.get("label")
+    if label not in ("yes", "no"):
+        raise ValueError(f"{question.where}: label must be yes or no, found {shown(label)}")
+    return label
+
+
+def report(rows: Sequence[tuple[str | None, Label, str]], settings: Mapping[str, Any]) -> Report:
+    """The report of answers, each with its category and label: a row for all, and for each category."""
+    parts: dict[str, list[tuple[Label, str]]] = {"all": [(label, answer) for _, label, answer in rows]}
+    for category, label, answer in rows:
+        if category is not None:
+            parts.setdefault(category, []).append((label, answer))
+    lines = []
+    for name, pairs in parts.items():
+        found = score([parse(answer) for _, answer in pairs], [label for label, _ in pairs])
+        shares = found.accuracy, found.precision, found.recall, found.f1, found.yes_ratio
+        lines.append((name, *shares, found.tp, found.fp, found.tn, found.fn))
+    columns = ("questions", "accuracy", "precision", "recall", "F1", "yes ratio", "TP", "FP", "TN", "FN")
+    note = "An answer is no if its first sentence holds the word No, not or no; every other answer is yes."
+    return Report("POPE", settings, (Table("Scores", columns, tuple(lines)),), (note,))
 
 
 def _share(part: int, whole: int) -> float:

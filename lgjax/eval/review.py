@@ -7,14 +7,25 @@ Source: spec/evaluation.md 1.6, 5.2.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lgjax.data.schema import read_json
 from lgjax.data.sources.common import plain_name
-from lgjax.eval.chat_score import FAILED, Pair, parse
-from lgjax.eval.lines import a_list, a_text, an_id, fields_of, lines_of, numbers_of, parse_json, shown
+from lgjax.eval.chat_score import FAILED, Review, parse
+from lgjax.eval.lines import (
+    a_list,
+    a_text,
+    an_id,
+    fields_of,
+    lines_of,
+    numbers_of,
+    parse_json,
+    shown,
+    write_whole,
+)
 from lgjax.eval.question_file import FileQuestion
 from lgjax.llm.request import LanguageModel, Message, Reply, Request
 
@@ -140,28 +151,6 @@ def _text(question: FileQuestion, reference: str, answer: str, context: Context,
     return "\n\n".join(f"[{name}]\n{text}\n[/{name}]" for name, text in blocks.items())
 
 
-@dataclasses.dataclass(frozen=True)
-class Review:
-    """A review of two answers; scores are (reference, model), `chat_score.FAILED` where it gives none."""
-
-    question_id: str | int
-    category: str
-    content: str
-    scores: Pair
-
-    def to_json(self, number: int) -> dict[str, Any]:
-        """The row of a review file of LLaVA's layout; `number` counts them from 1."""
-        return {
-            "id": number,
-            "question_id": self.question_id,
-            "answer1_id": self.question_id,
-            "answer2_id": self.question_id,
-            "category": self.category,
-            "content": self.content,
-            "tuple": list(self.scores),
-        }
-
-
 def ask(
     client: LanguageModel, questions: Sequence[FileQuestion], requests: Sequence[Request]
 ) -> list[Review]:
@@ -199,3 +188,9 @@ def read_reviews(path: Path) -> list[Review]:
             )
         reviews[number] = (where, Review(number, str(fields.get("category", "default")), content, scores))
     return [review for _, review in reviews.values()]
+
+
+def write_reviews(path: Path, reviews: Sequence[Review]) -> None:
+    """Write a review file of LLaVA's layout."""
+    rows = [review.to_json(number) for number, review in enumerate(reviews, 1)]
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
