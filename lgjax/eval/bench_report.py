@@ -30,7 +30,7 @@ class Scored:
 
 
 def report(runs: Sequence[Scored], settings: Mapping[str, Any], pictures: Pictures | None) -> Report:
-    """The report of the first of `runs`, the others beside it; its worst are drawn if there are `pictures`."""
+    """The report of the first of `runs`, the others beside it; its worst drawn if there are `pictures`."""
     first = runs[0]
     at = "" if first.threshold is None else f" at threshold {first.threshold}"
     total, means = first.result.total, first.result.means

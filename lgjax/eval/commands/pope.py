@@ -32,10 +32,8 @@ def pope(
     from lgjax.eval.report import finish
 
     asked = read_questions(questions)
-    labels = {question.id: measure.label_of(question) for question in asked}
+    labels: dict[str | int, measure.Label] = {question.id: measure.label_of(question) for question in asked}
     found = answers_for(running, asked, asked, images, read=read_answers, made=text_of, ground=ground)
     if found is not None:
-        rows: list[tuple[str | None, measure.Label, str]] = [
-            (q.category, labels[q.id], answer.text) for q, answer in found
-        ]
+        rows = [(q.category, labels[q.id], answer.text) for q, answer in found]
         finish(measure.report(rows, settings_of([answer for _, answer in found])), running.out)
