@@ -9,13 +9,14 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from lgjax.eval.grounding_bench import TaggedAnswer, Verdicts
 from lgjax.eval.lines import an_id, fields_of, lines_of, parse_json, shown, write_whole
 from lgjax.eval.mentions import Reader
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Gives verdicts on the pairs of answers; a pair without one counts as wrong."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from lgjax.eval.lines import shown
 from lgjax.eval.question_file import FileQuestion
@@ -84,15 +84,23 @@ def label_of(question: FileQuestion) -> Label:
     return label
 
 
-def report(rows: Sequence[tuple[str | None, Label, str]], settings: Mapping[str, Any]) -> Report:
-    """The report of answers, each with its category and label: a row for all, and for each category."""
-    parts: dict[str, list[tuple[Label, str]]] = {"all": [(label, answer) for _, label, answer in rows]}
-    for category, label, answer in rows:
-        if category is not None:
-            parts.setdefault(category, []).append((label, answer))
+class Row(NamedTuple):
+    """An answer to a question of some category, if it has one, and the right answer."""
+
+    category: str | None
+    label: Label
+    answer: str
+
+
+def report(rows: Sequence[Row], settings: Mapping[str, Any]) -> Report:
+    """The report of answers: a row for all, and for each category."""
+    parts = {"all": list(rows)}
+    for row in rows:
+        if row.category is not None:
+            parts.setdefault(row.category, []).append(row)
     lines = []
-    for name, pairs in parts.items():
-        found = score([parse(answer) for _, answer in pairs], [label for label, _ in pairs])
+    for name, some in parts.items():
+        found = score([parse(row.answer) for row in some], [row.label for row in some])
         shares = found.accuracy, found.precision, found.recall, found.f1, found.yes_ratio
         lines.append((name, *shares, found.tp, found.fp, found.tn, found.fn))
     columns = ("questions", "accuracy", "precision", "recall", "F1", "yes ratio", "TP", "FP", "TN", "FN")

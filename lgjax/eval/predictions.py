@@ -85,6 +85,7 @@ class Asked(Protocol):
     def image(self) -> str: ...
 
 
+@runtime_checkable
 class Answered(Protocol):
     """What `match` needs of an answer; `image` None: it does not say which picture it is about."""
 

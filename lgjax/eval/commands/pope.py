@@ -35,5 +35,5 @@ def pope(
     labels: dict[str | int, measure.Label] = {question.id: measure.label_of(question) for question in asked}
     found = answers_for(running, asked, asked, images, read=read_answers, made=text_of, ground=ground)
     if found is not None:
-        rows = [(q.category, labels[q.id], answer.text) for q, answer in found]
+        rows = [measure.Row(q.category, labels[q.id], answer.text) for q, answer in found]
         finish(measure.report(rows, settings_of([answer for _, answer in found])), running.out)
