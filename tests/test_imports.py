@@ -15,11 +15,12 @@ ALLOWED = {
     "losses": {"config", "models"},
     "text": {"config"},
     "data": {"config", "draw", "models", "text"},
+    "llm": set(),
     "parallel": {"config", "models"},
     "convert": {"config", "models", "parallel", "text"},
     "infer": {"config", "models", "parallel", "text", "data", "convert", "draw"},
     "train": {"config", "data", "losses", "models", "parallel", "convert", "infer", "text", "draw"},
-    "eval": {"config", "convert", "data", "infer", "text", "draw", "parallel"},
+    "eval": {"config", "convert", "data", "infer", "llm", "text", "draw", "parallel"},
     "draw": {"text"},
     "terminal": {"config", "convert", "draw", "infer", "parallel"},
     "cli": {"terminal", "convert", "data", "eval", "infer", "train"},
@@ -61,6 +62,7 @@ def test_help_loads_no_heavy_library():
         "import sys\nfrom lgjax.cli import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
         "heavy = {'jax', 'flax', 'torch', 'transformers', 'orbax', 'grain', 'tensorflow_datasets'}\n"
+        "heavy |= {'openai'}\n"
         "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

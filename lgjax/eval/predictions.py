@@ -85,7 +85,20 @@ class Asked(Protocol):
     def image(self) -> str: ...
 
 
+@runtime_checkable
+class Answered(Protocol):
+    """What `match` needs of an answer; `image` None: it does not say which picture it is about."""
+
+    @property
+    def question_id(self) -> str | int: ...
+    @property
+    def image(self) -> str | None: ...
+    @property
+    def where(self) -> str: ...
+
+
 Q = TypeVar("Q", bound=Asked)
+A = TypeVar("A", bound=Answered)
 
 
 def to_line(prediction: Prediction) -> str:
@@ -160,8 +173,8 @@ def read(path: Path) -> list[Prediction]:
 
 
 def match(
-    predictions: Sequence[Prediction], questions: Iterable[Q], *, missing: bool = False
-) -> list[tuple[Q, Prediction | None]]:
+    predictions: Sequence[A], questions: Iterable[Q], *, missing: bool = False
+) -> list[tuple[Q, A | None]]:
     """Pair every question with its prediction, in the order of the questions.
 
     With `missing` a question may have none.
@@ -177,7 +190,7 @@ def match(
             raise ValueError(
                 f"{prediction.where}: question {prediction.question_id!r} is none of those asked"
             )
-        if prediction.image != question.image:
+        if prediction.image not in (None, question.image):
             raise ValueError(
                 f"{prediction.where}: question {question.id!r} is about the picture '{question.image}', "
                 f"but the prediction about '{prediction.image}'"
