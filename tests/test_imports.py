@@ -19,9 +19,10 @@ ALLOWED = {
     "convert": {"config", "models", "parallel", "text"},
     "infer": {"config", "models", "parallel", "text", "data", "convert", "draw"},
     "train": {"config", "data", "losses", "models", "parallel", "convert", "infer", "text", "draw"},
+    "eval": {"config", "data", "infer", "text", "draw", "parallel"},
     "draw": {"text"},
     "terminal": {"config", "convert", "draw", "infer", "parallel"},
-    "cli": {"terminal", "convert", "data", "infer", "train"},
+    "cli": {"terminal", "convert", "data", "eval", "infer", "train"},
     "__main__": {"cli"},
     "__init__": {"infer", "config"},
 }
