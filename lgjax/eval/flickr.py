@@ -1,5 +1,10 @@
 """Phrase grounding of Flickr30k Entities: its files, and recall of the first k boxes of a phrase.
 
+    folder/
+      train.txt  val.txt  test.txt   one number of a picture a line
+      Sentences/1007129816.txt       five captions with marked phrases
+      Annotations/1007129816.xml     boxes
+
 Source: spec/evaluation.md 4.
 """
 
@@ -15,6 +20,7 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from lgjax.eval.boxes import box_iou
+from lgjax.eval.predictions import Prediction
 
 IOU = 0.5
 RANKS = (1, 5, 10)
@@ -126,6 +132,45 @@ def _number(element: xml.etree.ElementTree.Element, name: str, path: Path) -> in
     return int(text)
 
 
+class Item(NamedTuple):
+    """A caption that is grounded as a whole: only those of its phrases that have a box, and their boxes."""
+
+    id: str
+    image: str
+    size: tuple[int, int]
+    text: str
+    phrases: tuple[NamedPhrase, ...]
+    targets: tuple[Float64[np.ndarray, "_ 4"], ...]
+
+
+def read_items(folder: Path, split: str) -> list[Item]:
+    """The captions of a split with the phrases to be found; a caption without any is none.
+
+    Raises:
+        FileNotFoundError: the list of pictures, or the sentences or boxes of one of them, are not there.
+        ValueError: a file is damaged, or nothing is to be found.
+    """
+    listed = folder / f"{split}.txt"
+    if not listed.is_file():
+        raise FileNotFoundError(f"no file {listed}: it lists the pictures of the split, one number a line")
+    items = []
+    for name in listed.read_text(encoding="utf-8").split():
+        files = folder / "Sentences" / f"{name}.txt", folder / "Annotations" / f"{name}.xml"
+        for file in files:
+            if not file.is_file():
+                raise FileNotFoundError(f"no file {file}, but {listed} lists picture {name}")
+        annotation = read_annotation(files[1])
+        for number, sentence in enumerate(read_sentences(files[0])):
+            boxed = [p for p in sentence.phrases if p.chain != NOT_VISUAL and p.chain in annotation.boxes]
+            if boxed:
+                targets = tuple(annotation.boxes[phrase.chain] for phrase in boxed)
+                image, size = f"{name}.jpg", annotation.size
+                items.append(Item(f"{name}/{number}", image, size, sentence.text, tuple(boxed), targets))
+    if not items:
+        raise ValueError(f"{listed}: no sentence of its pictures has a phrase with a box")
+    return items
+
+
 class GroundedPhrase(NamedTuple):
     """A phrase with the boxes of its chain and those predicted, best first; (x0, y0, x1, y1)."""
 
@@ -169,3 +214,16 @@ def recall(
         }
         for title, k in limits.items()
     }
+
+
+def grounded(item: Item, prediction: Prediction) -> list[GroundedPhrase]:
+    """The phrases of a caption with what was predicted for each, in order.
+
+    Raises:
+        ValueError: the prediction has another number of phrases.
+    """
+    if len(prediction.phrases) != len(item.phrases):
+        counts = f"{len(prediction.phrases)} phrases, the sentence has {len(item.phrases)} with boxes"
+        raise ValueError(f"{prediction.where}: question {item.id!r} has {counts}")
+    pairs = zip(item.phrases, item.targets, prediction.phrases, strict=True)
+    return [GroundedPhrase(named.types, targets, found.boxes) for named, targets, found in pairs]
