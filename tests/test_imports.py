@@ -19,7 +19,7 @@ ALLOWED = {
     "convert": {"config", "models", "parallel", "text"},
     "infer": {"config", "models", "parallel", "text", "data", "convert", "draw"},
     "train": {"config", "data", "losses", "models", "parallel", "convert", "infer", "text", "draw"},
-    "eval": {"config", "data", "infer", "text", "draw", "parallel"},
+    "eval": {"config", "convert", "data", "infer", "text", "draw", "parallel"},
     "draw": {"text"},
     "terminal": {"config", "convert", "draw", "infer", "parallel"},
     "cli": {"terminal", "convert", "data", "eval", "infer", "train"},
