@@ -238,8 +238,9 @@ def _ap50(truths: Sequence[Truth], captions: Sequence[Caption]) -> float:
         ]
         rows = zip(caption.masks, caption.scores, strict=True)
         found += [{**shared, "segmentation": code, "score": score} for code, score in rows]
+    sizes = [truth.size or (1, 1) for truth in truths]
     content = {
-        "images": [{"id": number} for number in range(len(truths))],
+        "images": [{"id": n, "height": height, "width": width} for n, (height, width) in enumerate(sizes)],
         "categories": [{"id": 1, "name": "thing"}],
         "annotations": [{**one, "id": number} for number, one in enumerate(annotations, 1)],
     }
