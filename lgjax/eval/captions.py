@@ -17,6 +17,7 @@ from jaxtyping import Float, Float64
 from lgjax.data import masks
 from lgjax.data.schema import read_json
 from lgjax.eval import rle, text_scores
+from lgjax.eval.check import same_size
 from lgjax.eval.predictions import Prediction
 from lgjax.eval.rle import Rle
 from lgjax.eval.segmentation import coco_ap
@@ -164,9 +165,8 @@ def caption_of(truth: Truth, prediction: Prediction) -> Caption:
     Raises:
         ValueError: the prediction's picture has another size than the masks of the truth.
     """
-    if truth.size is not None and prediction.size != truth.size:
-        sizes = f"{list(prediction.size)}, the masks {list(truth.size)} (height, width)"
-        raise ValueError(f"{prediction.where}: '{prediction.image}' has size {sizes}")
+    if truth.size is not None:
+        same_size(prediction, truth.size)
     some = [phrase for phrase in prediction.phrases if phrase.masks]
     return Caption(
         prediction.text,

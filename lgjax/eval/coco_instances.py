@@ -28,6 +28,7 @@ from lgjax.data import masks
 from lgjax.data.sources.common import read_coco
 from lgjax.eval import rle
 from lgjax.eval.boxes import box_iou
+from lgjax.eval.check import same_size
 from lgjax.eval.mentions import Lexicon
 from lgjax.eval.predictions import Prediction
 from lgjax.eval.rle import Rle
@@ -164,10 +165,7 @@ def found_in(question: Asked, prediction: Prediction, lexicon: Lexicon, truth: T
     Raises:
         ValueError: the prediction's picture has another size than the annotation file says.
     """
-    size = truth.pictures[question.picture].size
-    if prediction.size != size:
-        sizes = f"{list(prediction.size)}, the annotations say {list(size)} (height, width)"
-        raise ValueError(f"{prediction.where}: '{prediction.image}' has size {sizes}")
+    same_size(prediction, truth.pictures[question.picture].size)
     numbers = {name: number for number, name in truth.categories.items()}
     out = []
     for phrase in prediction.phrases:

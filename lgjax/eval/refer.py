@@ -59,42 +59,56 @@ def refs_of_split(refs: Iterable[dict[str, Any]], split: str) -> list[dict[str, 
     return [ref for ref in refs if wanted in ref["split"]]
 
 
-def read_samples(folder: Path, split_by: str, split: str) -> list[Sample]:
-    """One sample for each sentence of a split, in the order of the file.
+def read_samples(folder: Path, split_by: str, splits: Sequence[str] = ()) -> dict[str, list[Sample]]:
+    """The samples of each split, one for each sentence, in the order of the file.
+
+    Without `splits`: of all that the file has, but "train".
 
     Raises:
         FileNotFoundError: refs(split_by).p or instances.json is not there.
-        ValueError: a file is damaged, a ref names an unknown picture or annotation, or the split is empty.
+        ValueError: a file is damaged, a ref names an unknown picture or annotation, or a split is empty.
     """
     file = find_file(folder, [f"refs({split_by}).p"], __doc__)
+    refs = read_refs(file)
+    known = sorted({ref["split"] for ref in refs})
+    chosen = {split: refs_of_split(refs, split) for split in splits or (s for s in known if s in SPLITS[1:])}
+    if not chosen or (empty := [split for split, some in chosen.items() if not some]):
+        lost = f"the split {empty[0]}" if chosen else "any test split"
+        raise ValueError(f"{file} has no sentence of {lost}; its splits: {', '.join(known) or 'none'}")
     instances = find_file(folder, ["instances.json"], __doc__)
     coco = read_coco(instances)
     annotations = {one["id"]: one for some in coco.annotations.values() for one in some}
-    samples = []
-    refs = read_refs(file)
-    for ref in refs_of_split(refs, split):
-        where = f"{file}: ref {ref.get('ref_id', '')} (annotation {ref['ann_id']})"
+
+    def samples_of(ref: dict[str, Any]) -> list[Sample]:
         picture, annotation = coco.images.get(ref["image_id"]), annotations.get(ref["ann_id"])
+        where = f"{file}: ref {ref.get('ref_id', '')} (annotation {ref['ann_id']})"
         if picture is None or annotation is None:
             lost = f"picture {ref['image_id']}" if picture is None else "annotation"
             raise ValueError(f"{where}: {instances} has no such {lost}")
-        try:
-            size = (int(picture["height"]), int(picture["width"]))
-            box = np.asarray(masks.box_from_xywh(annotation["bbox"]), float)
-            mask = _mask(annotation.get("segmentation"), size)
-        except KeyError as error:
-            raise ValueError(f"{where}: its picture or annotation lacks {error}") from error
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{where}: {error}") from error
-        for number, sentence in enumerate(ref["sentences"]):
-            text = sentence.get("sent") or sentence.get("raw") or ""
-            if not text.strip():
-                raise ValueError(f"{where}: sentence {number} is blank")
-            name = str(sentence.get("sent_id", f"{ref['ann_id']}/{number}"))
-            samples.append(Sample(name, picture["file_name"], size, text, box, mask))
-    if not samples:
-        known = ", ".join(sorted({ref["split"] for ref in refs})) or "none"
-        raise ValueError(f"{file} has no sentence of the split {split}; its splits: {known}")
+        return _samples(ref, picture, annotation, where)
+
+    return {split: [sample for ref in some for sample in samples_of(ref)] for split, some in chosen.items()}
+
+
+def _samples(
+    ref: dict[str, Any], picture: dict[str, Any], annotation: dict[str, Any], where: str
+) -> list[Sample]:
+    try:
+        size = (int(picture["height"]), int(picture["width"]))
+        box = np.asarray(masks.box_from_xywh(annotation["bbox"]), float)
+        mask = _mask(annotation.get("segmentation"), size)
+    except KeyError as error:
+        raise ValueError(f"{where}: its picture or annotation lacks {error}") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from error
+    samples = []
+    for number, sentence in enumerate(ref["sentences"]):
+        fields = sentence if isinstance(sentence, dict) else {}
+        text = fields.get("sent") or fields.get("raw")
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"{where}: sentence {number} has no text")
+        name = str(fields.get("sent_id", f"{ref['ann_id']}/{number}"))
+        samples.append(Sample(name, picture["file_name"], size, text, box, mask))
     return samples
 
 

@@ -130,13 +130,14 @@ def write(folder, refs=REFS, **fields):
 
 
 def test_one_sample_is_one_sentence(tmp_path):
-    val = refer.read_samples(write(tmp_path), "umd", "val")
+    val = refer.read_samples(write(tmp_path), "umd")["val"]
     assert [(s.id, s.text) for s in val] == [("20", "the couch"), ("21", "sofa under it")]
     assert val[0].image == "COCO_train2014_000000000042.jpg" and val[0].size == (48, 64)
     assert val[0].box.tolist() == [0, 20, 60, 46]
     assert val[0].mask == encode(examples.bitmap(0, 20, 60, 26))
+    assert list(refer.read_samples(tmp_path, "umd")) == ["testA", "val"], "not train, and no name of two"
     for split, ids in (("testA", "30 40"), ("testB", "40"), ("test", "30 40"), ("train", "10")):
-        assert [s.id for s in refer.read_samples(tmp_path, "umd", split)] == ids.split()
+        assert [s.id for s in refer.read_samples(tmp_path, "umd", [split])[split]] == ids.split()
 
 
 def test_overlapping_polygons_are_one_mask(tmp_path):
@@ -147,7 +148,7 @@ def test_overlapping_polygons_are_one_mask(tmp_path):
         *examples.rectangle(5, 5, 10, 10),
     ]
     examples.put(tmp_path / "instances.json", data)
-    mask = refer.read_samples(tmp_path, "umd", "val")[0].mask
+    mask = refer.read_samples(tmp_path, "umd")["val"][0].mask
     assert mask == encode(examples.bitmap(0, 0, 10, 10) | examples.bitmap(5, 5, 10, 10))
 
 
@@ -160,7 +161,7 @@ def test_overlapping_polygons_are_one_mask(tmp_path):
             r"refs\(umd\).p: ref 1 \(annotation 777\): .* no such annotation",
         ),
         ([(1, examples.CAT, 7, "val", ["x"])], "val", r"ref 1 .*instances.json has no such picture 7"),
-        ([(1, examples.CAT, 42, "val", ["x", " "])], "val", r"ref 1 .*: sentence 1 is blank"),
+        ([(1, examples.CAT, 42, "val", ["x", " "])], "val", r"ref 1 .*: sentence 1 has no text"),
         ([(1, examples.BALL, 43, "val", ["x"])], "val", r"ref 1 .*: bbox .* has 3 numbers"),
         ([(1, examples.CAT, 42, "val", ["x"])], "testB", r"no sentence of the split testB; its splits: val"),
         ([], "testD", "split 'testD' is none of train, val, test, testA"),
@@ -168,17 +169,17 @@ def test_overlapping_polygons_are_one_mask(tmp_path):
 )
 def test_faulty_files(tmp_path, refs, split, message):
     with pytest.raises(ValueError, match=message):
-        refer.read_samples(write(tmp_path, refs), "umd", split)
+        refer.read_samples(write(tmp_path, refs), "umd", [split])
 
 
 def test_files_that_are_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no refs\(unc\).p in"):
-        refer.read_samples(write(tmp_path), "unc", "val")
+        refer.read_samples(write(tmp_path), "unc")
 
 
 def test_pictures_that_were_trained_on(tmp_path):
     folder = write(tmp_path)
-    tested = refer.read_samples(folder, "umd", "test")
+    tested = refer.read_samples(folder, "umd", ["test"])["test"]
     files = {
         "coco.json": {"images": [{"id": 1, "file_name": "train2017/000000000043.jpg"}], "annotations": []},
         "list.json": [
@@ -195,7 +196,7 @@ def test_pictures_that_were_trained_on(tmp_path):
     )
     paths = [*(tmp_path / name for name in (*files, "lines.jsonl")), folder / "refs(umd).p"]
     assert [len(leak.pictures) for leak in refer.leaks(tested, paths)] == [1, 1, 0, 1, 0]
-    val = refer.read_samples(folder, "umd", "val")  # the picture of val is one of train, too
+    val = refer.read_samples(folder, "umd")["val"]  # the picture of val is one of train, too
     assert refer.leaks(val, paths[-1:])[0].pictures == {"42"}
     examples.put(tmp_path / "none.json", [{"text": "x"}])
     with pytest.raises(ValueError, match=r"none.json names no picture"):

@@ -234,7 +234,7 @@ def test_phrases_become_instances_of_the_class_they_are_about(truth):
 def test_a_picture_of_another_size(truth):
     question = coco_instances.asked(truth, "description")[0]
     answer = scenes.prediction(question, (64, 48), [])
-    with pytest.raises(ValueError, match=r"has size \[64, 48\], the annotations say \[48, 64\]"):
+    with pytest.raises(ValueError, match="is 48 x 64 pixels large, the annotations say 64 x 48"):
         coco_instances.found_in(question, answer, Lexicon.of(()), truth)
 
 
