@@ -7,14 +7,14 @@ from typing import Annotated
 
 import tyro
 
-from lgjax.eval.running import Running, Shared
+from lgjax.eval.running import NOTHING_CHOSEN, Shared
 
 
 def captions(
     captions: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CAPTIONS_JSON")],
     masks: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MASKS_JSON")],
     /,
-    running: Shared = Running(),
+    running: Shared = NOTHING_CHOSEN,
     *,
     images: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
 ) -> None:

@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-from lgjax.eval.running import Running, Shared
+from lgjax.eval.running import NOTHING_CHOSEN, Shared
 
 
 def coco(
     annotations: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INSTANCES_JSON")],
     /,
-    running: Shared = Running(),
+    running: Shared = NOTHING_CHOSEN,
     *,
     prompts: Literal["names", "description"] = "names",
     all_classes: bool = False,

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import tyro
 
-from lgjax.eval.running import Running, Shared
+from lgjax.eval.running import NOTHING_CHOSEN, Shared
 
 
 def flickr(
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
     /,
-    running: Shared = Running(),
+    running: Shared = NOTHING_CHOSEN,
     *,
     split: str = "test",
     images: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,

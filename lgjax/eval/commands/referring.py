@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from lgjax.eval.running import Running, Shared
+from lgjax.eval.running import NOTHING_CHOSEN, Shared
 
 _Paths = Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FILE")]
 _Splits = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="SPLIT")]
@@ -16,7 +16,7 @@ _Splits = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(me
 def referring(
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
     /,
-    running: Shared = Running(),
+    running: Shared = NOTHING_CHOSEN,
     *,
     split_by: Literal["unc", "google", "umd"] = "unc",
     split: _Splits = (),

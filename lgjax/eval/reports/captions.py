@@ -18,8 +18,8 @@ from lgjax.text.tokenizer import IMAGE_PLACEHOLDER
 COLUMNS = ("pictures", "METEOR %", "CIDEr %", "AP50 %", "mIoU %", "recall %", "recall, released rule %")
 NOTES = (
     "All masks of a phrase are one mask, with the score of the best. mIoU: masks paired one to one, best IoU "
-    "first, mean over the pairs of a picture, then over pictures. Recall: phrases with IoU and text similarity "
-    ">= 0.5; GLaMM's released code stops at the first pair whose texts differ.",
+    "first, mean over the pairs of a picture, then over pictures. Recall: phrases with IoU and text "
+    "similarity >= 0.5; GLaMM's released code stops at the first pair whose texts differ.",
     "CIDEr is 100 x the COCO tools' figure.",
 )
 

@@ -28,7 +28,7 @@ DESCRIBE = f"Describe the image in detail. {GROUNDING_SUFFIX}"
 NOTES = {
     "names": "Each class was asked for with one forced <seg>; all its boxes are instances of the class.",
     "description": "Each grounded phrase is an instance of the class that it is about, by words; phrases "
-    "about no class or several make none; of two instances of a class that overlap above 0.5 the better stays.",
+    "about no class or several make none; of two of one class that overlap above 0.5 the better stays.",
 }
 
 
@@ -91,8 +91,8 @@ def report_of(
         tables=tuple(tables),
         notes=(
             NOTES[prompts],
-            "AP is pycocotools' (-1: no target in the bin). Panoptic quality is that of things: better scores, "
-            "then smaller things lie on top; crowds are void; background that nobody annotated is judged.",
+            "AP is pycocotools' (-1: no target in the bin). Panoptic quality is that of things: better "
+            "scores, then smaller things lie on top; crowds are void; background that nobody annotated is judged.",
         ),
         worst=worst(judged),
     )

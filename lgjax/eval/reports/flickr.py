@@ -19,7 +19,7 @@ from lgjax.text.tokenizer import IMAGE_PLACEHOLDER
 PROTOCOLS: tuple[tuple[Protocol, str], ...] = (("any", "any-box"), ("merged", "merged-box"))
 NOTES = (
     "A phrase is hit if one of its first k boxes has IoU >= 0.5 with a target: in any-box with any box of "
-    "its chain, in merged-box with the smallest box around all of them. The upper bound takes all boxes kept.",
+    "its chain, in merged-box with the smallest box around them. The upper bound takes all boxes kept.",
     "Phrases whose chain has no box in the picture are not asked for; one with several types counts in each.",
 )
 
