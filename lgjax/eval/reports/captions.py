@@ -15,7 +15,7 @@ from lgjax.eval.worst import Judged, worst
 from lgjax.text.conversation import FLICKR_QUESTION
 from lgjax.text.tokenizer import IMAGE_PLACEHOLDER
 
-COLUMNS = ("pictures", "METEOR %", "CIDEr %", "AP50 %", "mIoU %", "recall %", "recall, released rule %")
+MEASURES = ("METEOR %", "CIDEr %", "AP50 %", "mIoU %", "recall %", "recall, released rule %")
 NOTES = (
     "All masks of a phrase are one mask, with the score of the best. mIoU: masks paired one to one, best IoU "
     "first, mean over the pairs of a picture, then over pictures. Recall: phrases with IoU and text "
@@ -44,20 +44,21 @@ def report_of(answers: Sequence[tuple[Truth, Path, Prediction]]) -> Report:
     captions = [caption_of(truth, prediction) for truth, _, prediction in answers]
     s = score(truths, captions)
     shares = (s.meteor, s.cider, s.ap50, s.miou, s.recall, s.recall_released)
+    rows = [(name, 100 * share) for name, share in zip(MEASURES, shares, strict=True)]
     judged = []
     for (truth, path, prediction), caption in zip(answers, captions, strict=True):
         miou = image_miou(rle.ious(truth.masks, caption.masks))
         judged.append(Judged(miou, f"mIoU {miou:.2f}; {truth.captions[0]}", prediction, path))
     settings = answers[0][2].settings if answers else {}
     return Report(
-        title="Grounded captions",
+        title=f"Grounded captions: {len(answers)} pictures",
         settings={
             **settings,
             "METEOR": text_scores.meteor_used(),
             "CIDEr": text_scores.CIDER,
             "text similarity": text_scores.SIMILARITY_USED,
         },
-        tables=(Table("Scores", COLUMNS, ((len(answers), *(100 * share for share in shares)),)),),
+        tables=(Table("Scores", ("measure", "value"), tuple(rows)),),
         notes=NOTES,
         worst=worst(judged),
     )

@@ -10,7 +10,7 @@ from lgjax.eval.coco_instances import Asked, Found, Prompts, Truth, found_in, re
 from lgjax.eval.mentions import Lexicon
 from lgjax.eval.predictions import Prediction, cut
 from lgjax.eval.questions import Question
-from lgjax.eval.report import Report, Table
+from lgjax.eval.report import Cell, Report, Table
 from lgjax.eval.segmentation import (
     AP_NAMES,
     Instance,
@@ -60,11 +60,10 @@ def report_of(
     pictures = list(dict.fromkeys(asked.picture for asked, _, _ in answers))
     masked = all(one.mask is not None for one in found)
     content = truth.content()
-    rows = [("boxes", *coco_ap(content, results(found, "bbox"), "bbox", image_ids=pictures).values())]
-    if masked:
-        rows.append(("masks", *coco_ap(content, results(found, "segm"), "segm", image_ids=pictures).values()))
-    tables = [Table("COCO AP", ("of", *AP_NAMES), tuple(rows))]
-    judged = []
+    boxes = coco_ap(content, results(found, "bbox"), "bbox", image_ids=pictures)
+    codes = coco_ap(content, results(found, "segm"), "segm", image_ids=pictures) if masked else {}
+    rows: list[tuple[Cell, ...]] = [(name, boxes[name], codes.get(name)) for name in AP_NAMES]
+    tables, judged = [], []
     if masked:
         kept = [(asked, path, cut(p, threshold)) for asked, path, p in answers]
         above = [one for asked, _, p in kept for one in found_in(asked, p, lexicon, truth)]
@@ -73,7 +72,8 @@ def report_of(
         for one in each.values():
             for category, quality in one.items():
                 total[category] = total.get(category, Quality()) + quality
-        tables += _panoptic_tables(total, truth.categories)
+        rows += _panoptic_means(total)
+        tables.append(_panoptic_table(total, truth.categories))
         judged = [
             Judged(mean_quality(each[asked.picture]), _title(asked, each, truth), p, path)
             for asked, path, p in kept
@@ -88,11 +88,11 @@ def report_of(
             "classes asked for": "all" if all_classes else "those in the picture",
             "PQ above": threshold,
         },
-        tables=tuple(tables),
+        tables=(Table("Figures", ("figure", "boxes", "masks"), tuple(rows)), *tables),
         notes=(
             NOTES[prompts],
             "AP is pycocotools' (-1: no target in the bin). Panoptic quality is that of things: better "
-            "scores, then smaller things lie on top; crowds are void; background that nobody annotated is judged.",
+            "scores, then smaller things lie on top; crowds are void; background is judged.",
         ),
         worst=worst(judged),
     )
@@ -106,19 +106,21 @@ def _quality(truth: Truth, found: Sequence[Found], picture: int) -> dict[int | s
     return panoptic_quality([(flatten(truth.instances(picture), size), flatten(mine, size))])
 
 
-def _panoptic_tables(total: Mapping[int | str, Quality], names: Mapping[int, str]) -> list[Table]:
-    columns = ("classes", "PQ %", "SQ %", "RQ %")
-    count = max(len(total), 1)
-    means = [100 * sum(getattr(q, part) for q in total.values()) / count for part in ("pq", "sq", "rq")]
-    rows = [
-        (names[int(category)], q.tp, q.fp, q.fn, 100 * q.pq, 100 * q.sq, 100 * q.rq)
-        for category, q in sorted(total.items())
-    ]
-    by_class = ("class", "right", "false", "missed", "PQ %", "SQ %", "RQ %")
+def _panoptic_means(total: Mapping[int | str, Quality]) -> list[tuple[Cell, ...]]:
+    """Rows of the means over the classes that occur, in [0, 1] as AP."""
+    qualities = total.values()
     return [
-        Table("Panoptic quality", columns, ((f"all {len(total)} that occur", *means),)),
-        Table("Panoptic quality by class", by_class, tuple(rows)),
+        (name, None, sum(getattr(q, name.lower()) for q in qualities) / len(qualities) if total else None)
+        for name in ("PQ", "SQ", "RQ")
     ]
+
+
+def _panoptic_table(total: Mapping[int | str, Quality], names: Mapping[int, str]) -> Table:
+    rows = [
+        (names[int(category)], q.tp, q.fp, q.fn, q.pq, q.sq, q.rq) for category, q in sorted(total.items())
+    ]
+    columns = ("class", "right", "false", "missed", "PQ", "SQ", "RQ")
+    return Table("Panoptic quality by class", columns, tuple(rows))
 
 
 def _title(asked: Asked, each: Mapping[int, Mapping[int | str, Quality]], truth: Truth) -> str:

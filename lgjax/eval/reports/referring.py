@@ -16,8 +16,8 @@ from lgjax.eval.worst import Judged, worst
 from lgjax.text.conversation import REFERRING_ANSWER, REFERRING_QUESTION
 
 Pairs = Sequence[tuple[Sample, Prediction]]
-COLUMNS = (
-    *("split", "sentences", "Acc@0.5 %", "Acc>0.5 %", "Acc GIoU %", "box IoU %", "cIoU %", "mIoU %"),
+MEASURES = (
+    *("sentences", "Acc@0.5 %", "Acc>0.5 %", "Acc GIoU %", "box IoU %", "cIoU %", "mIoU %"),
     *(f"Pr@{limit} %" for limit in MASK_IOUS),
 )
 NOTES = (
@@ -68,16 +68,17 @@ def report_of(
         ValueError: a prediction that is not one phrase although the answer was forced, or is of a picture of
             another size.
     """
-    rows: list[tuple[Cell, ...]] = []
+    figures: dict[str, tuple[Cell, ...]] = {}
     judged = []
     for split, some in pairs.items():
         _check(some, free)
-        rows.append(_row(split, some))
+        figures[split] = _figures(some)
         seen = frozenset().union(*(leak.pictures for leak in leaks[split]))
         if seen and (unseen := [pair for pair in some if picture_key(pair[0].image) not in seen]):
-            rows.append(_row(f"{split} without pictures trained on", unseen))
+            figures[f"{split}, pictures not trained on"] = _figures(unseen)
         judged += _judged(some, paths)
     shares = [(split, len(some), *_answers(some)) for split, some in pairs.items()]
+    rows = [(name, *(column[k] for column in figures.values())) for k, name in enumerate(MEASURES)]
     columns = ("split", "answers", "one <seg> %", "none %", "several %")
     first = next((prediction for some in pairs.values() for _, prediction in some), None)
     return Report(
@@ -88,7 +89,7 @@ def report_of(
             "answer": "free" if free else "forced to one <seg>",
         },
         tables=(
-            Table("REC and RES", COLUMNS, tuple(rows)),
+            Table("REC and RES", ("measure", *figures), tuple(rows)),
             Table("Answers", columns, tuple(shares)),
             _leak_table(pairs, leaks),
         ),
@@ -107,14 +108,15 @@ def _check(pairs: Pairs, free: bool) -> None:
             )
 
 
-def _row(name: str, pairs: Pairs) -> tuple[Cell, ...]:
+def _figures(pairs: Pairs) -> tuple[Cell, ...]:
+    """The values of `MEASURES`."""
     boxes = box_scores(
         [p.phrases[0].boxes[0] if _has_box(p) else None for _, p in pairs], [s.box for s, _ in pairs]
     )
     accuracies = (boxes.accuracy, boxes.accuracy_strict, boxes.accuracy_giou, boxes.mean_iou)
-    row = (name, len(pairs), *map(_percent, accuracies))
+    row = (len(pairs), *map(_percent, accuracies))
     if any(s.mask is None or (_has_box(p) and p.phrases[0].masks is None) for s, p in pairs):
-        return (*row, *[None] * (len(COLUMNS) - len(row)))
+        return (*row, *[None] * (len(MEASURES) - len(row)))
     found = [p.phrases[0].masks[0] if _has_box(p) and p.phrases[0].masks else None for _, p in pairs]
     masks = mask_scores(found, [s.mask for s, _ in pairs if s.mask is not None])
     return (*row, *map(_percent, (masks.ciou, masks.miou, *masks.precision.values())))
