@@ -1,0 +1,1 @@
+"""What each benchmark asks, and its report on the answers."""
