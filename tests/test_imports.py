@@ -20,7 +20,7 @@ ALLOWED = {
     "infer": {"config", "models", "parallel", "text", "data", "convert", "draw"},
     "train": {"config", "data", "losses", "models", "parallel", "convert", "infer", "text", "draw"},
     "draw": {"text"},
-    "terminal": {"config", "convert", "draw", "infer", "parallel"},
+    "terminal": {"config", "convert", "data", "draw", "infer", "parallel"},
     "cli": {"terminal", "convert", "data", "infer", "train"},
     "__main__": {"cli"},
     "__init__": {"infer", "config"},
