@@ -15,19 +15,34 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from lgjax.infer.answer import Answer, Phrase
     from lgjax.infer.chat import Conversation, GroundedChat
-    from lgjax.infer.regions import Box, Click
+    from lgjax.infer.regions import Again, Box, Click, Mask, Scribble
     from lgjax.infer.request import Options
 
 _HOMES = {
+    "Again": "lgjax.infer.regions",
     "Answer": "lgjax.infer.answer",
     "Box": "lgjax.infer.regions",
     "Click": "lgjax.infer.regions",
     "Conversation": "lgjax.infer.chat",
     "GroundedChat": "lgjax.infer.chat",
+    "Mask": "lgjax.infer.regions",
     "Options": "lgjax.infer.request",
     "Phrase": "lgjax.infer.answer",
+    "Scribble": "lgjax.infer.regions",
 }
-__all__ = ["Answer", "Box", "Click", "Conversation", "GroundedChat", "Options", "Phrase", "__version__"]
+__all__ = [
+    "Again",
+    "Answer",
+    "Box",
+    "Click",
+    "Conversation",
+    "GroundedChat",
+    "Mask",
+    "Options",
+    "Phrase",
+    "Scribble",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -30,6 +30,7 @@ DESCRIPTION = """Grounded visual chat: ask about a picture, get an answer whose 
 
 app = tyro.extras.SubcommandApp()
 _Regions = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NUMBERS")]
+_Files = Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FILE")]
 
 
 @app.command
@@ -41,6 +42,10 @@ def chat(
     checkpoint: Annotated[str, tyro.conf.arg(metavar="DIR")] = "",
     click: _Regions = (),
     box: _Regions = (),
+    scribble: _Regions = (),
+    mask: _Files = (),
+    mark: _Files = (),
+    broadcast: bool = False,
     ground: bool = True,
     threshold: float | None = 0.2,
     queries: int | None = None,
@@ -61,11 +66,17 @@ def chat(
 
     Args:
         image: The picture (any format that Pillow reads).
-        question: What to ask. Write % where a click or box is meant, with a space on both sides, not as the
+        question: What to ask. Write % where a region is meant, with a space on both sides, not as the
             first word: "What is the object % doing?"
         checkpoint: Folder made by `lgjax convert`, or the name of a preset ("debug": tiny and untrained).
         click: X,Y of a clicked pixel; may be given several times, one % each.
         box: X0,Y0,X1,Y1 of a box in pixels; may be given several times, one % each, after the clicks.
+        scribble: "X,Y X,Y ..." over one thing, or several clicks on it; after the boxes. The point nearest to
+            their mean becomes the click that the model reads.
+        mask: A picture file, bright where the thing is; after the scribbles. The box around it is read.
+        mark: A mask file; its number is drawn into the picture, and the question says <1>, <2>, ... (with
+            --no-ground, as such chats are trained).
+        broadcast: In a session the newest region stands for every % so far, as in the released demo.
         ground: Add "(with grounding)" to the question, which asks the model for boxes and masks.
         threshold: A query answers for a phrase above this probability; None keeps only the best query.
         queries: Object queries of the grounding model, at most 900 (default: the checkpoint's, 300).
@@ -89,6 +100,10 @@ def chat(
         checkpoint=checkpoint,
         clicks=click,
         boxes=box,
+        scribbles=scribble,
+        masks=mask,
+        marks=mark,
+        broadcast=broadcast,
         dtype=dtype,
         devices=(fsdp, tensor),
         as_json=json,

@@ -247,12 +247,13 @@ def draw_marks(
     *,
     mask_alpha: _Number = 0.1,
     mark_alpha: _Number = 0.4,
-    size: int = 20,
+    size: int | None = None,
 ) -> PIL.Image.Image:
     """Draw each mask in a translucent colour and its number, from 1, in white on a black box inside of it.
 
     mask_alpha, mark_alpha: opacity in [0, 1] of the masks and of the black boxes (the digits are opaque);
-    size: height of the font in pixels of the picture. Source: spec/training_and_data.md 10.
+    size: height of the font in pixels of the picture; by default 20, lower in pictures below 480 pixels, but
+    not below 10. Source: spec/training_and_data.md 10.
 
     Raises:
         ValueError: masks of another size than the picture, or without pixels.
@@ -262,7 +263,7 @@ def draw_marks(
     picture = np.asarray(image.convert("RGB"), np.float32).copy()
     for index, mask in enumerate(masks):
         blend_mask(picture, mask, phrase_colour(index), mask_alpha)
-    font = _font(size)
+    font = _font(min(max(max(image.size) // 24, 10), 20) if size is None else size)
     boxes = place_marks(masks, [_mark_size(str(k + 1), font) for k in range(len(masks))])
     for x0, y0, x1, y1 in boxes:
         picture[y0:y1, x0:x1] *= 1 - mark_alpha

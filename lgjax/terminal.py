@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 from lgjax.convert.convert import convert as convert_weights
+from lgjax.data.images import ImageSource
 from lgjax.draw import coloured_text
 from lgjax.infer.answer import Answer
 from lgjax.infer.chat import Conversation, GroundedChat
-from lgjax.infer.regions import Region, parse_box, parse_click
+from lgjax.infer.regions import Again, Region, load_mask, parse_box, parse_click, parse_scribble
 from lgjax.infer.request import Options
 from lgjax.parallel.mesh import make_mesh
 
@@ -24,9 +28,28 @@ HELP = """\
 /image PATH        another picture (starts a new conversation)
 /click X,Y         point at pixel X,Y; write % in the question where it is meant
 /box X0,Y0,X1,Y1   the same with a box
+/scribble X,Y ...  the same with points over one thing, or several clicks on it
+/mask FILE         the same with a picture that is bright where the thing is
+/again N           point at the N-th region of earlier questions
+/mark FILE ...     draw numbers on the things of mask files; ask about <1>, <2>, ... (a new conversation)
 /undo              take back the last region, else the last question
 /save [DIR]        write answer.json and answer.png of the last answer
 /quit              leave"""
+
+
+def _parse_again(text: str) -> Again:
+    if not text.isdecimal():
+        raise ValueError(f"'{text}' is no number of a region; write 1 for the first one")
+    return Again(int(text))
+
+
+_REGIONS: dict[str, Callable[[str], Region]] = {
+    "/click": parse_click,
+    "/box": parse_box,
+    "/scribble": parse_scribble,
+    "/mask": load_mask,
+    "/again": _parse_again,
+}
 
 
 def save(answer: Answer, folder: Path) -> tuple[Path, Path]:
@@ -81,6 +104,10 @@ def chat(
     devices: tuple[int, int],
     clicks: tuple[str, ...],
     boxes: tuple[str, ...],
+    scribbles: tuple[str, ...],
+    masks: tuple[Path, ...],
+    marks: tuple[Path, ...],
+    broadcast: bool,
     as_json: bool,
     out: Path | None,
     options: dict[str, Any],
@@ -89,17 +116,23 @@ def chat(
     console = Console(stderr=as_json)
     # what can be refused is refused before a model is loaded
     Options(**options)
-    prompts: list[Region] = [*map(parse_click, clicks), *map(parse_box, boxes)]
+    points: list[Region] = [
+        *map(parse_click, clicks),
+        *map(parse_box, boxes),
+        *map(parse_scribble, scribbles),
+    ]
+    prompts: list[Region] = [*points, *map(load_mask, masks)]
+    marked = GroundedChat.mark(image, [load_mask(path) for path in marks]) if marks else image
     if question is None and as_json:
         raise ValueError("--json needs a question; a session shows its answers in colour")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     model = load(console, checkpoint, dtype, devices)
-    conversation = model.start(image)
+    start = functools.partial(model.start, broadcast=broadcast)
     if question is None:
-        session(console, model, conversation, prompts, out or Path("lgjax-answers"), options)
+        session(console, start, image, start(marked), prompts, out or Path("lgjax-answers"), options)
         return
-    answer = _ask(console, conversation, question, prompts, options)
+    answer = _ask(console, start(marked), question, prompts, options)
     if as_json:
         print(json.dumps(answer.to_json()))
     else:
@@ -129,13 +162,17 @@ def _ask(
 
 def session(
     console: Console,
-    model: GroundedChat,
+    start: Callable[[ImageSource], Conversation],
+    image: Path,
     conversation: Conversation,
     prompts: list[Region],
     folder: Path,
     options: dict[str, Any],
 ) -> None:
-    """Read questions and commands until /quit or the end of the input; faults are printed, not raised."""
+    """Read questions and commands until /quit or the end of the input; faults are printed, not raised.
+
+    `conversation` is about `image`, perhaps with marks on it; `start` begins another one.
+    """
     with contextlib.suppress(ImportError):  # arrow keys and history, where the system has them
         import readline  # noqa: F401
     console.print("Ask about the picture; /help lists the commands.", style="dim")
@@ -157,10 +194,14 @@ def session(
             elif command == "/image":
                 if not rest:
                     raise ValueError("/image needs the path of a picture")
-                conversation, prompts, last = model.start(Path(rest)), [], None
+                conversation, image, prompts, last = start(Path(rest)), Path(rest), [], None
                 console.print(Text(f"looking at {rest}", style="dim"))
-            elif command in ("/click", "/box"):
-                region = parse_click(rest) if command == "/click" else parse_box(rest)
+            elif command == "/mark":
+                marks = [load_mask(path) for path in shlex.split(rest)]
+                conversation, prompts, last = start(GroundedChat.mark(image, marks)), [], None
+                console.print(f"drew {len(marks)} marks; ask about <1>, <2>, ...", style="dim", markup=False)
+            elif command in _REGIONS:
+                region = _REGIONS[command](rest)
                 conversation.check(region)
                 prompts.append(region)
                 console.print("write % in the next question where it is meant", style="dim")

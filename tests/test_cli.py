@@ -111,6 +111,48 @@ def test_words_that_look_like_markup_are_shown_as_they_are(checkpoint, photo, ca
     assert capsys.readouterr().out.count("[red]dog") == 2
 
 
+def test_every_kind_of_region_on_the_command_line(checkpoint, photo, tmp_path, capsys):
+    mask = np.zeros((90, 120), bool)
+    mask[20:40, 30:60] = True
+    PIL.Image.fromarray(mask).save(tmp_path / "mask.png")
+    ask = ["chat", photo, "Are % and % and % and % red?", "--checkpoint", checkpoint, "--max-tokens", "4"]
+    more = ["--mask", str(tmp_path / "mask.png"), "--scribble", "1,1 9,9 8,8", "--click", "30,40"]
+    main([*ask, *more, "--box", "30,20,59,39", "--json"])
+    assert json.loads(capsys.readouterr().out)["region_mask"] is not None
+    marked = ["--mark", str(tmp_path / "mask.png"), "--no-ground", "--out", str(tmp_path / "out")]
+    main(["chat", photo, "What is <1> ?", "--checkpoint", checkpoint, "--max-tokens", "4", *marked])
+    with PIL.Image.open(tmp_path / "out" / "answer.png") as drawn:
+        scale = drawn.width // 120
+        inside = np.asarray(drawn)[30 * scale : 31 * scale : scale, 30 * scale : 60 * scale : scale]
+    assert (inside != picture(0)[30:31, 30:60]).any()
+
+
+def test_regions_and_marks_in_a_session(checkpoint, photo, tmp_path, capsys, monkeypatch):
+    mask = np.zeros((90, 120), bool)
+    mask[20:40, 30:60] = True
+    PIL.Image.fromarray(mask).save(tmp_path / "a mask.png")
+    lines = iter(
+        [
+            "/scribble 1,1 5,5",
+            f"/mask {tmp_path / 'a mask.png'}",
+            "Are % and % red?",
+            "/again 2",
+            "And % ?",
+            "/again 3",
+            "/again x",
+            "/mask nowhere.png",
+            f"/mark '{tmp_path / 'a mask.png'}'",
+            "/again 1",
+            "/quit",
+        ]
+    )
+    monkeypatch.setattr("rich.console.Console.input", lambda *a, **k: next(lines))
+    main(["chat", photo, "--checkpoint", checkpoint, "--max-tokens", "4"])
+    out = " ".join(capsys.readouterr().out.split())
+    for part in ("no region 3; 2 were", "'x' is no number", "is not there", "drew 1 marks", "no region 1; 0"):
+        assert part in out, part
+
+
 def test_session_ends_with_its_input(checkpoint, photo, monkeypatch):
     def end(*arguments, **keywords):
         raise EOFError

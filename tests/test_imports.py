@@ -23,12 +23,17 @@ ALLOWED = {
     "train": {"config", "data", "losses", "models", "parallel", "convert", "infer", "text", "draw"},
     "eval": {"config", "convert", "data", "infer", "llm", "text", "draw", "parallel"},
     "draw": {"text"},
+<<<<<<< HEAD
     "terminal": {"config", "convert", "draw", "infer", "parallel"},
 <<<<<<< HEAD
     "cli": {"terminal", "convert", "data", "eval", "infer", "train"},
 =======
     "cli": {"terminal", "annotate", "convert", "data", "infer", "train"},
 >>>>>>> annotate
+=======
+    "terminal": {"config", "convert", "data", "draw", "infer", "parallel"},
+    "cli": {"terminal", "convert", "data", "infer", "train"},
+>>>>>>> serve
     "__main__": {"cli"},
     "__init__": {"infer", "config"},
 }

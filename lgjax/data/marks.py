@@ -106,8 +106,7 @@ def picture_of(
 ) -> PIL.Image.Image:
     """Load the picture of a record and draw its marks into it, if it has any.
 
-    An object without a mask is drawn as its filled box. Options: see `lgjax.draw.draw_marks`; without `size`
-    the numbers are 20 pixels high, lower in pictures below 480 pixels, but not below 10.
+    An object without a mask is drawn as its filled box. Options: see `lgjax.draw.draw_marks`.
 
     Raises:
         FileNotFoundError: no such picture.
@@ -123,8 +122,7 @@ def picture_of(
     if not record.marks:
         return image
     masks = np.stack([_drawn_mask(record.objects[i], record.size) for i in record.marks])
-    height = min(max(max(image.size) // 24, 10), 20) if size is None else size
-    return draw_marks(image, masks, mask_alpha=mask_alpha, mark_alpha=mark_alpha, size=height)
+    return draw_marks(image, masks, mask_alpha=mask_alpha, mark_alpha=mark_alpha, size=size)
 
 
 def _drawn_mask(thing: Object, size: ImageSize) -> Bool[np.ndarray, "h w"]:

@@ -9,14 +9,16 @@ from typing import Any
 
 import jax
 import numpy as np
+import PIL.Image
 from jaxtyping import Bool, Float32
 
 from lgjax.config import IMAGE_TOKEN
 from lgjax.data import images
+from lgjax.draw import draw_marks
 from lgjax.infer import engine, generate
 from lgjax.infer.answer import Answer
 from lgjax.infer.load import load_model
-from lgjax.infer.regions import Box, Click, Region, prompt_of
+from lgjax.infer.regions import Again, Box, Mask, Region, Shown, as_trained, prompt_of
 from lgjax.infer.request import Model, Options, Request, View
 from lgjax.infer.run import Progress, run
 from lgjax.models.llama import Cache
@@ -53,20 +55,46 @@ class GroundedChat:
         """
         return cls(load_model(source, dtype=dtype, mesh=mesh))
 
-    def start(self, image: images.ImageSource, *, history: History = "demo") -> Conversation:
+    def start(
+        self, image: images.ImageSource, *, history: History = "demo", broadcast: bool = False
+    ) -> Conversation:
         """Begin a conversation about a picture (path, PIL image or uint8 RGB array).
 
         history: how earlier answers stand in later prompts; "demo" as the released demo writes them (without
-        grounding tokens), "training" as the training data does.
+        grounding tokens), "training" as the training data does. broadcast: as the released demo does, put the
+        region of the newest question in the place of every % of the whole conversation, also of those that
+        meant another region or a percentage. Source: spec/visual_prompts.md 6, quirk 15.
         """
-        return Conversation(self.model, View(self.model, image), history)
+        return Conversation(self.model, View(self.model, image), history, broadcast)
+
+    @staticmethod
+    def mark(
+        image: images.ImageSource, masks: Sequence[Mask | Bool[np.ndarray, "h w"]], **style: Any
+    ) -> PIL.Image.Image:
+        """Draw numbered marks on things; the question then says <1>, <2>, ... in plain text.
+
+        The answer names marks in the same way, so ask with `ground=False`, as such chats are trained.
+        `style`: see `lgjax.draw.draw_marks`.
+
+        Raises:
+            ValueError: a mask of another size than the picture, or without pixels.
+        """
+        picture = images.load_image(image)
+        shown = [mask.pixels if isinstance(mask, Mask) else mask for mask in masks]
+        size = picture.size
+        if wrong := [mask.shape for mask in shown if mask.shape != size[::-1]]:
+            height, width = wrong[0]
+            raise ValueError(
+                f"a mask to mark is {width} x {height} pixels, but the picture {size[0]} x {size[1]}"
+            )
+        return draw_marks(picture, np.stack(shown) if shown else np.zeros((0, *size[::-1]), bool), **style)
 
     def ask(self, image: images.ImageSource, text: str, region: Regions = None, **options: Any) -> Answer:
         """Ask one question about a picture; `options` are the fields of `Options`.
 
-        A region is a click or a box in pixels; the question says % where it is meant, with a space on both
-        sides and not as the first word: once for each of several regions, in their order. A single region
-        stands for every such % of its question.
+        A region is a `Click`, `Box`, `Scribble` or `Mask` in pixels; the question says % where it is meant,
+        with a space on both sides and not as the first word: once for each of several regions, in their
+        order. A single region stands for every such % of its question.
 
         Raises:
             FileNotFoundError: no such picture.
@@ -119,13 +147,15 @@ class Turn:
     """A finished question as later prompts repeat it.
 
     slots: for each visual-prompt mark of the prompts up to and including this question, the number of its
-    object feature, or -1 for an ordinary percent sign; objects: the features of this question's regions.
+    object feature, or -1 for an ordinary percent sign; objects: the features of this question's regions;
+    shown: those of its regions that were new.
     """
 
     question: str
     answer: str
     slots: tuple[int, ...]
     objects: Float32[np.ndarray, "n d"]
+    shown: tuple[Shown, ...]
 
 
 class Conversation:
@@ -135,17 +165,28 @@ class Conversation:
     the whole prompt computed anew.
     """
 
-    def __init__(self, model: Model, view: View, history: History) -> None:
+    def __init__(self, model: Model, view: View, history: History, broadcast: bool = False) -> None:
         self._model = model
         self._view = view
         self._history: History = history
+        self._broadcast = broadcast
         self._turns: list[Turn] = []
         self._cache: Cache | None = None
         self._held = np.zeros((0, 3), np.int32)  # (token, patch, object) of every position in the cache
 
     def check(self, region: Region) -> None:
-        """Raise ValueError when `region` lies outside the picture."""
-        prompt_of(region, self._view.image.size)
+        """Raise ValueError when `region` lies outside the picture or was never shown."""
+        size = self._view.image.size
+        prompt_of(as_trained(self._shown(region), size), size)
+
+    def _shown(self, region: Region) -> Shown:
+        """The region itself, or the earlier one that it names."""
+        if not isinstance(region, Again):
+            return region
+        known = [shown for turn in self._turns for shown in turn.shown]
+        if not 1 <= region.number <= len(known):
+            raise ValueError(f"there is no region {region.number}; {len(known)} were shown so far")
+        return known[region.number - 1]
 
     def undo(self) -> None:
         """Take back the last question and its answer.
@@ -220,13 +261,18 @@ class Conversation:
         before = len(self._marks(self._tokenise(asked, "x"))) if asked else 0
         earlier += (-1,) * (before - len(earlier))
         marks = self._marks(ids)
-        regions = [] if region is None else [region] if isinstance(region, Click | Box) else list(region)
-        if wrong := [part for part in regions if not isinstance(part, Click | Box)]:
-            raise ValueError(f"region {wrong[0]!r} is neither a Click nor a Box")
+        regions = [] if region is None else [region] if isinstance(region, Region) else list(region)
+        if wrong := [part for part in regions if not isinstance(part, Region)]:
+            raise ValueError(
+                f"a region is a Click, Box, Scribble, Mask or Again, not {type(wrong[0]).__name__}"
+            )
         known = [turn.objects for turn in self._turns]
         first = sum(map(len, known))
-        slots = earlier + _assign(len(marks) - before, len(regions), first)
-        objects, masks = self._read(regions)
+        if self._broadcast:
+            slots = _broadcast(len(marks), len(regions), first)
+        else:
+            slots = earlier + _assign(len(marks) - before, len(regions), first)
+        objects, masks = self._read([self._shown(part) for part in regions])
 
         plan = plan_row(ids, config.clip.num_patches)
         numbers = plan.objects.copy()
@@ -248,7 +294,8 @@ class Conversation:
             masks,
             forced=forced,
         )
-        return request, Turn(question, "", slots, objects)
+        shown = tuple(part for part in regions if not isinstance(part, Again))
+        return request, Turn(question, "", slots, objects, shown)
 
     def _tokenise(self, asked: Sequence[tuple[str, str]], question: str) -> list[int]:
         return self._model.tokenizer.encode_prompt(chat_prompt(asked, question, history=self._history))
@@ -260,7 +307,7 @@ class Conversation:
         return [i for i, token in enumerate(ids) if token == percent and i > image]
 
     def _read(
-        self, regions: Sequence[Region]
+        self, regions: Sequence[Shown]
     ) -> tuple[Float32[np.ndarray, "n d"], Bool[np.ndarray, "n h w"] | None]:
         """Object feature and mask of each region."""
         width = self._model.config.llama.hidden_size
@@ -270,7 +317,8 @@ class Conversation:
         room = generate.bucket(len(regions), 4)
         prompts, is_box = np.full((1, room, 4), 0.5, np.float32), np.zeros((1, room), np.int32)
         for i, region in enumerate(regions):
-            prompts[0, i], is_box[0, i] = prompt_of(region, size), isinstance(region, Box)
+            prompt = as_trained(region, size)
+            prompts[0, i], is_box[0, i] = prompt_of(prompt, size), isinstance(prompt, Box)
         real = (np.arange(room) < len(regions))[None]
         features, model = self._view.prompt_features, self._model
         objects, masks = engine.read_prompts(model.config, model.params, features, prompts, is_box, real)
@@ -291,3 +339,10 @@ def _assign(marks: int, regions: int, first: int) -> tuple[int, ...]:
             f"{regions} regions, but {marks} marks in the question; {HOW_TO_MARK}, once for each region"
         )
     return tuple(range(first, first + regions))
+
+
+def _broadcast(marks: int, regions: int, first: int) -> tuple[int, ...]:
+    """The released demo's rule: one region for every mark, also where there is none. Quirk 15."""
+    if regions > 1:
+        raise ValueError(f"{regions} regions, but with broadcast one region stands for every %")
+    return (first if regions else -1,) * marks
