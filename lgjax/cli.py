@@ -12,6 +12,7 @@ import tyro
 
 from lgjax import __version__
 from lgjax.data import cli as data
+from lgjax.jobs import cli as plan
 from lgjax.train import cli as train
 
 DESCRIPTION = """Grounded visual chat: ask about a picture, get an answer whose phrases have boxes and masks.
@@ -20,6 +21,7 @@ DESCRIPTION = """Grounded visual chat: ask about a picture, get an answer whose 
   lgjax chat photo.jpg "Describe the scene." --checkpoint model --out answer
   lgjax data build lg_coco --from coco --to data/lg_coco
   lgjax train --config configs/stage1.py       train a stage (--help, --dry-run)
+  lgjax plan --config configs/stage2.py --target v5e:4x4     does it fit on machines that are not here
   lgjax checkpoint runs/stage1 model           the model of a run that was not finished
   lgjax --version                              which version this is
 """
@@ -204,8 +206,9 @@ def main(arguments: list[str] | None = None) -> None:
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ended like Ctrl-C: what is half written goes
     try:
-        if arguments[:1] == ["train"]:  # its options are those of its configuration file
-            train.main(arguments[1:])
+        # the options of these are those of a configuration file
+        if (command := {"train": train.main, "plan": plan.main}.get((arguments or [""])[0])) is not None:
+            command(arguments[1:])
             return
         app.cli(prog="lgjax", args=arguments or ["--help"], description=DESCRIPTION)
     except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:

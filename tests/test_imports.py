@@ -19,9 +19,10 @@ ALLOWED = {
     "convert": {"config", "models", "parallel", "text"},
     "infer": {"config", "models", "parallel", "text", "data", "convert", "draw"},
     "train": {"config", "data", "losses", "models", "parallel", "convert", "infer", "text", "draw"},
+    "jobs": {"config", "convert", "infer", "models", "parallel", "text", "train"},
     "draw": {"text"},
     "terminal": {"config", "convert", "draw", "infer", "parallel"},
-    "cli": {"terminal", "convert", "data", "infer", "train"},
+    "cli": {"terminal", "convert", "data", "infer", "train", "jobs"},
     "__main__": {"cli"},
     "__init__": {"infer", "config"},
 }
