@@ -13,7 +13,11 @@ import tyro
 from lgjax import __version__
 from lgjax.annotate import cli as annotate
 from lgjax.data import cli as data
+<<<<<<< HEAD
 from lgjax.eval import cli as evaluate
+=======
+from lgjax.jobs import cli as plan
+>>>>>>> plan
 from lgjax.train import cli as train
 
 DESCRIPTION = """Grounded visual chat: ask about a picture, get an answer whose phrases have boxes and masks.
@@ -23,7 +27,11 @@ DESCRIPTION = """Grounded visual chat: ask about a picture, get an answer whose 
   lgjax data build lg_coco --from coco --to data/lg_coco
   lgjax annotate run --instances instances.json --chats chats.json --to mine    grounded chat of your own
   lgjax train --config configs/stage1.py       train a stage (--help, --dry-run)
+<<<<<<< HEAD
   lgjax eval scenes --checkpoint model         measure a checkpoint
+=======
+  lgjax plan --config configs/stage2.py --target v5e:4x4     does it fit on machines that are not here
+>>>>>>> plan
   lgjax checkpoint runs/stage1 model           the model of a run that was not finished
   lgjax --version                              which version this is
 """
@@ -228,8 +236,9 @@ def main(arguments: list[str] | None = None) -> None:
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ended like Ctrl-C: what is half written goes
     try:
-        if arguments[:1] == ["train"]:  # its options are those of its configuration file
-            train.main(arguments[1:])
+        # the options of these are those of a configuration file
+        if (command := {"train": train.main, "plan": plan.main}.get((arguments or [""])[0])) is not None:
+            command(arguments[1:])
             return
         app.cli(prog="lgjax", args=arguments or ["--help"], description=DESCRIPTION)
     except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:

@@ -92,9 +92,9 @@ def _start(launch: Launch, config: Any) -> None:
 
     console = Console()
     if launch.dry_run:
-        from lgjax.train.plan import plan
+        from lgjax.train.dry_run import dry_run
 
-        plan(config, console)
+        dry_run(config, console)
         return
     folder = launch.out or Path("runs") / config.name
     try:

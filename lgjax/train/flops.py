@@ -9,7 +9,6 @@ deformable attention and of mask points, the costs of matching objects, the othe
 from __future__ import annotations
 
 import itertools
-import re
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 
 from lgjax.config import ClipConfig, LlamaConfig, ModelConfig, SwinConfig, TransformerConfig
 from lgjax.models.pixel_encoder import level_sizes_of
+from lgjax.parallel.chips import chip_of
 from lgjax.parallel.mesh import make_mesh
 
 _HEAD_CHUNK = 256  # `losses.language.language_loss` pads rows to a multiple of it
@@ -32,30 +32,6 @@ _READS = {
     "llama": ("embed", "projector", "prompt"),
     "head": ("llama",),
     "grounding": ("llama",),
-}
-
-# bfloat16 without sparsity, from the data sheets of Google Cloud and NVIDIA. Halved where a device of JAX is
-# half a chip (v3, 7x). The first name that stands in `device_kind` as a word decides.
-_PEAKS = {
-    "TPU v3": 61.5e12,
-    "TPU v4 lite": 138e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "TPU7x": 1153.5e12,
-    "A100": 312e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "GH200": 989e12,
-    "B200": 2250e12,
-    "L40S": 362e12,
-    "L4": 121e12,
 }
 
 
@@ -138,10 +114,8 @@ def peak_flops(device: Any) -> float | None:
     """
     if device.platform == "cpu":
         return _measured(device)
-    for name, peak in _PEAKS.items():
-        if re.search(rf"\b{name}\b", device.device_kind):
-            return peak
-    return None
+    chip = chip_of(device.device_kind)
+    return None if chip is None else chip.flops
 
 
 def peak_flops_of_all(devices: Sequence[Any]) -> float | None:

@@ -14,16 +14,19 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from lgjax.config import ModelConfig
 from lgjax.convert import meta, store
 from lgjax.convert.store import flattened
+from lgjax.data.batch import SampleMaker, concatenate
 from lgjax.models.llava_grounding import LlavaGrounding, abstract_params, example_inputs, logical_axes
 from lgjax.parallel.rules import shardings
 from lgjax.text.tokenizer import ADDED_FILE, CONFIG_FILE, GROUNDING_TOKENS, MODEL_FILE, Tokenizer
 from lgjax.train.config import TrainConfig
 from lgjax.train.groups import EMBED, HEAD, Flat, split
+from lgjax.train.objective import Rows
 from lgjax.train.step import TrainState, init_state, on_mesh, state_shardings
 
 
@@ -123,6 +126,25 @@ def abstract_state(config: TrainConfig) -> TrainState:
         return init_state(config, *split(params, config, jax.random.key(0)))
 
     return jax.eval_shape(make, flattened(abstract_params(config.model, config.scan_layers)))
+
+
+def abstract_rows(config: TrainConfig, tokenizer: Tokenizer) -> Rows:
+    """Shapes of a step's rows, from fillers; no dataset is opened."""
+    data = config.data
+    sizes = data.batch(config.model)
+    parts = [
+        SampleMaker(sizes, tokenizer, grounded).filler("")
+        for grounded, count in ((True, data.grounded_rows), (False, data.text_rows))
+        if count
+    ]
+    one = concatenate(parts)
+
+    def shape(array: np.ndarray, count: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((count, *array.shape[1:]), array.dtype)
+
+    grounded, rows = data.groups * data.grounded_rows, data.groups * (data.grounded_rows + data.text_rows)
+    language = jax.tree.map(lambda array: shape(array, rows), one.language)
+    return Rows(language, jax.tree.map(lambda array: shape(array, grounded), one.grounding))
 
 
 def placed(abstract: TrainState, config: TrainConfig, mesh: Mesh | AbstractMesh) -> TrainState:

@@ -131,6 +131,19 @@ def compile_step(config: TrainConfig, mesh: Mesh, state: TrainState) -> TrainSte
     return jax.jit(make_step(config, mesh), donate_argnums=0, out_shardings=(where, None))
 
 
+def lower_step(config: TrainConfig, mesh: Mesh, state: TrainState, rows: Rows) -> Any:
+    """Trace the step for shapes of a state with its shardings, and of rows; nothing is allocated."""
+    sharding = row_sharding(mesh)
+
+    def on_rows(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    step: Any = compile_step(config, mesh, state)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    with on_mesh(mesh):
+        return step.lower(state, jax.tree.map(on_rows, rows), key)
+
+
 def _norms(grads: Flat) -> Metrics:
     """Norm of the gradients of each group."""
     squares: Metrics = {}

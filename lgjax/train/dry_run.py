@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh
 from rich.console import Console
 from rich.table import Table
 
-from lgjax.data.batch import SampleMaker, concatenate
 from lgjax.data.pipeline import Mixture, Stream
 from lgjax.infer.load import use_compilation_cache
 from lgjax.models.matmul import Int8
@@ -23,11 +21,11 @@ from lgjax.text.tokenizer import Tokenizer
 from lgjax.train.config import DataStream, TrainConfig
 from lgjax.train.groups import EMBED, HEAD, NEW_EMBED, NEW_HEAD, group_of, rate_of
 from lgjax.train.objective import Rows
-from lgjax.train.start import abstract_state, load_tokenizer, placed, shipped_tokenizer
-from lgjax.train.step import TrainState, check_mesh, compile_step, on_mesh, row_sharding, step_operations
+from lgjax.train.start import abstract_rows, abstract_state, load_tokenizer, placed, shipped_tokenizer
+from lgjax.train.step import TrainState, check_mesh, lower_step, step_operations
 
 
-def plan(config: TrainConfig, console: Console) -> None:
+def dry_run(config: TrainConfig, console: Console) -> None:
     """Print what a run would do. No parameter is allocated; the step is compiled where its devices are here.
 
     Raises:
@@ -41,7 +39,7 @@ def plan(config: TrainConfig, console: Console) -> None:
     mixture, tokenizer = config.data.mixture(), _tokenizer(config, console)
     if config.measure_every:
         config.data.held_out_mixture()
-    rows, state = _abstract_rows(config, mixture, tokenizer), abstract_state(config)
+    rows, state = abstract_rows(config, tokenizer), abstract_state(config)
     console.print(_groups(config, state))
     console.print(_rows(config, mixture))
     console.print(f"one step: {step_operations(config, state.trained):.3g} operations of the model")
@@ -106,24 +104,6 @@ def _count(stream: Stream) -> str:
     return "endless" if count >= 2**31 else f"{count:,}"
 
 
-def _abstract_rows(config: TrainConfig, mixture: Mixture, tokenizer: Tokenizer) -> Rows:
-    """Shapes of a step's rows, from fillers."""
-    sizes = config.data.batch(config.model)
-    parts = [
-        SampleMaker(sizes, tokenizer, grounded).filler("")
-        for grounded, count in ((True, mixture.grounded_rows), (False, mixture.text_rows))
-        for _ in range(min(count, 1))
-    ]
-    one = concatenate(parts)
-
-    def shape(array: np.ndarray, count: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((count, *array.shape[1:]), array.dtype)
-
-    grounded = mixture.groups * mixture.grounded_rows
-    language = jax.tree.map(lambda array: shape(array, mixture.rows), one.language)
-    return Rows(language, jax.tree.map(lambda array: shape(array, grounded), one.grounding))
-
-
 def _memory(
     config: TrainConfig, state: TrainState, rows: Rows, mesh: Mesh | AbstractMesh, here: bool
 ) -> Table:
@@ -156,15 +136,7 @@ def _memory(
 
 def _compiled(config: TrainConfig, state: TrainState, rows: Rows, mesh: Mesh) -> float:
     """Bytes that the compiled step takes on a device."""
-    sharding = row_sharding(mesh)
-
-    def on_rows(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    step: Any = compile_step(config, mesh, state)
-    with on_mesh(mesh):
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        found = step.lower(state, jax.tree.map(on_rows, rows), key).compile().memory_analysis()
+    found = lower_step(config, mesh, state, rows).compile().memory_analysis()
     assert found is not None
     return (
         found.argument_size_in_bytes
