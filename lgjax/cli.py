@@ -13,11 +13,8 @@ import tyro
 from lgjax import __version__
 from lgjax.annotate import cli as annotate
 from lgjax.data import cli as data
-<<<<<<< HEAD
 from lgjax.eval import cli as evaluate
-=======
 from lgjax.jobs import cli as plan
->>>>>>> plan
 from lgjax.train import cli as train
 
 DESCRIPTION = """Grounded visual chat: ask about a picture, get an answer whose phrases have boxes and masks.
@@ -27,11 +24,8 @@ DESCRIPTION = """Grounded visual chat: ask about a picture, get an answer whose 
   lgjax data build lg_coco --from coco --to data/lg_coco
   lgjax annotate run --instances instances.json --chats chats.json --to mine    grounded chat of your own
   lgjax train --config configs/stage1.py       train a stage (--help, --dry-run)
-<<<<<<< HEAD
   lgjax eval scenes --checkpoint model         measure a checkpoint
-=======
   lgjax plan --config configs/stage2.py --target v5e:4x4     does it fit on machines that are not here
->>>>>>> plan
   lgjax checkpoint runs/stage1 model           the model of a run that was not finished
   lgjax --version                              which version this is
 """
@@ -221,11 +215,8 @@ def checkpoint(
 
 
 app.command(data.app, name="data", help=data.HELP)
-<<<<<<< HEAD
 app.command(evaluate.app, name="eval", help=evaluate.HELP)
-=======
 app.command(annotate.app, name="annotate", help=annotate.HELP)
->>>>>>> annotate
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -21,27 +21,11 @@ ALLOWED = {
     "convert": {"config", "models", "parallel", "text"},
     "infer": {"config", "models", "parallel", "text", "data", "convert", "draw"},
     "train": {"config", "data", "losses", "models", "parallel", "convert", "infer", "text", "draw"},
-<<<<<<< HEAD
     "eval": {"config", "convert", "data", "infer", "llm", "text", "draw", "parallel"},
-=======
     "jobs": {"config", "convert", "infer", "models", "parallel", "text", "train"},
->>>>>>> plan
     "draw": {"text"},
-<<<<<<< HEAD
-    "terminal": {"config", "convert", "draw", "infer", "parallel"},
-<<<<<<< HEAD
-<<<<<<< HEAD
-    "cli": {"terminal", "convert", "data", "eval", "infer", "train"},
-=======
-    "cli": {"terminal", "annotate", "convert", "data", "infer", "train"},
->>>>>>> annotate
-=======
     "terminal": {"config", "convert", "data", "draw", "infer", "parallel"},
-    "cli": {"terminal", "convert", "data", "infer", "train"},
->>>>>>> serve
-=======
-    "cli": {"terminal", "convert", "data", "infer", "train", "jobs"},
->>>>>>> plan
+    "cli": {"terminal", "annotate", "convert", "data", "eval", "infer", "jobs", "train"},
     "__main__": {"cli"},
     "__init__": {"infer", "config"},
 }

@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import tyro
 
-<<<<<<< HEAD
+from lgjax.eval.commands.captions import captions
 from lgjax.eval.commands.chair import chair
 from lgjax.eval.commands.chat_score import chat_score
+from lgjax.eval.commands.coco import coco
+from lgjax.eval.commands.flickr import flickr
 from lgjax.eval.commands.grounding_bench import grounding_bench, grounding_bench_set
 from lgjax.eval.commands.pope import pope
 from lgjax.eval.commands.records import records
-from lgjax.eval.commands.scenes import scenes
-=======
-from lgjax.eval.commands.captions import captions
-from lgjax.eval.commands.coco import coco
-from lgjax.eval.commands.flickr import flickr
-from lgjax.eval.commands.records import records
 from lgjax.eval.commands.referring import referring
->>>>>>> classic
+from lgjax.eval.commands.scenes import scenes
 
 app = tyro.extras.SubcommandApp()
 HELP = "Measure a checkpoint, or predictions that were made before."
 
-<<<<<<< HEAD
 app.command(scenes)
-=======
 app.command(captions)
 app.command(coco)
 app.command(flickr)
 app.command(referring)
->>>>>>> classic
 app.command(records)
 app.command(grounding_bench)
 app.command(grounding_bench_set)
