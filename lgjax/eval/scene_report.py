@@ -11,7 +11,7 @@ from typing import Any
 
 from lgjax.data.scenes import SceneConfig, Split
 from lgjax.eval.drawing import drawn
-from lgjax.eval.predictions import Prediction
+from lgjax.eval.predictions import Prediction, cut
 from lgjax.eval.questions import Question
 from lgjax.eval.report import Cell, Example, Report, Table
 from lgjax.eval.run import predictions_for
@@ -31,11 +31,13 @@ from lgjax.eval.scenes import (
     share,
     total,
 )
+from lgjax.eval.ungrounded import Judged, curve, judged
 
 WORST = 10
-# how each part is asked; the threshold of the command line is that of the descriptions
+THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9)
+# how each part is asked; descriptions keep all that the lowest threshold asks for, and are cut to the others
 OPTIONS: Mapping[Part, Mapping[str, Any]] = {
-    "descriptions": {"max_tokens": 160},
+    "descriptions": {"max_tokens": 160, "threshold": THRESHOLDS[0]},
     "expressions": {"threshold": None, "ground": False},
     "regions": {"ground": False, "max_tokens": 32},
     "presence": {"max_tokens": 32},
@@ -73,19 +75,34 @@ def measure(running: Running, split: Split, seed: int, count: int, config: Scene
         "size": config.size,
         "styles": [*config.styles],
     }
-    return report_of(held, answers, settings)
+    return report_of(held, answers, settings, running.threshold)
 
 
-def report_of(held: Sequence[Held], answers: Mapping[Part, Answers], settings: Mapping[str, Any]) -> Report:
-    """The report of answers to all parts; settings are those of the scenes."""
-    described = [prediction for _, prediction in answers["descriptions"]]
+def report_of(
+    held: Sequence[Held],
+    answers: Mapping[Part, Answers],
+    settings: Mapping[str, Any],
+    threshold: float | None,
+) -> Report:
+    """The report of answers to all parts; settings are those of the scenes.
+
+    Raises:
+        ValueError: the descriptions were made with a higher threshold.
+    """
+    kept = [prediction for _, prediction in answers["descriptions"]]
+    described = [cut(prediction, threshold) for prediction in kept]
     found = [score_description(one.scene, p) for one, p in zip(held, described, strict=True)]
     rows = _questions(held, answers, found)
     said = ", ".join(f"{label} {_percent(value)}" for label, value, _ in rows)
     return Report(
         title=f"Composed scenes, split {settings['split']}",
         settings={**(described[0].settings if described else {}), **settings},
-        tables=(_by_things(found), Table("Questions", ("question", "share", "asked"), rows)),
+        tables=(
+            _by_things(found),
+            Table("Questions", ("question", "share", "asked"), rows),
+            _by_threshold(held, kept),
+            curve(_judged(held, kept), _thresholds(kept)),
+        ),
         notes=(
             "Right: a box with IoU >= 0.5 to a thing that its phrase names rightly, one to one. Mask IoU is "
             "the mean of right boxes. Located: things with a box of IoU >= 0.5, whatever its name.",
@@ -141,6 +158,36 @@ def _by_things(found: Sequence[Found]) -> Table:
         rows.append((str(number), len(some), *total(some)))
     columns = ("things", "scenes", "precision", "recall", "F1", "mask IoU", "located")
     return Table("Descriptions", columns, tuple(rows))
+
+
+def _thresholds(kept: Sequence[Prediction]) -> list[float]:
+    """Those that the predictions hold enough for."""
+    own = max((prediction.settings.get("threshold") or 0.0 for prediction in kept), default=0.0)
+    return [threshold for threshold in THRESHOLDS if threshold >= own]
+
+
+def _by_threshold(held: Sequence[Held], kept: Sequence[Prediction]) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for threshold in _thresholds(kept):
+        pairs = zip(held, kept, strict=True)
+        found = [score_description(one.scene, cut(prediction, threshold)) for one, prediction in pairs]
+        rows.append((str(threshold), *total(found)))
+    columns = ("threshold", "precision", "recall", "F1", "mask IoU", "located")
+    return Table("Thresholds", columns, tuple(rows))
+
+
+def _judged(held: Sequence[Held], kept: Sequence[Prediction]) -> list[Judged]:
+    """The phrases that name a class, and whether something of it is in their scene."""
+    out = []
+    for one, prediction in zip(held, kept, strict=True):
+        there = {thing.kind.name for thing in one.scene.things}
+
+        def present(_: Prediction, phrase: str, there: set[str] = there) -> bool | None:
+            name = name_of(phrase)
+            return None if name is None else name in there
+
+        out += judged([prediction], present)
+    return out
 
 
 def _worst(
