@@ -193,5 +193,7 @@ def test_faulty_files(tmp_path, told, marked, message):
 def test_a_picture_of_another_size(tmp_path):
     truth = captions.read_truth(*files(tmp_path))[0]
     prediction = Prediction(1, "a.jpg", (6, 4), "", (), {}, where="p.jsonl, line 2")
-    with pytest.raises(ValueError, match=r"p.jsonl, line 2: 'a.jpg' is 4 x 6 pixels large, the annotations say 6 x 4"):
+    with pytest.raises(
+        ValueError, match=r"p.jsonl, line 2: 'a.jpg' is 4 x 6 pixels large, the annotations say 6 x 4"
+    ):
         captions.caption_of(truth, prediction)

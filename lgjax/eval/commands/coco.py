@@ -36,8 +36,8 @@ def coco(
     """
     from lgjax.data.sources.common import Pictures
     from lgjax.eval.coco_instances import asked, read_truth
+    from lgjax.eval.coco_report import questions_of, report_of
     from lgjax.eval.report import finish
-    from lgjax.eval.reports.coco import questions_of, report_of
     from lgjax.eval.run import predictions_for
 
     truth = read_truth(annotations)
