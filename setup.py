@@ -14,6 +14,7 @@ EXTRAS = {
     ],
     "convert": ["torch>=2.6"],
     "serve": ["gradio>=6.31,<7", "fastapi"],
+    "eval": ["nltk>=3.9"],
     "quant": ["qwix>=0.1.8"],
     "tpu": ["jax[tpu]>=0.10.2,<0.11"],
     "cuda": ["jax[cuda12]>=0.10.2,<0.11"],
@@ -21,6 +22,7 @@ EXTRAS = {
         "pytest>=8",
         "pytest-xdist",
         "hypothesis",
+        "nltk>=3.9",
         "jaxtyping",
         "beartype",
         "chex",
@@ -29,7 +31,9 @@ EXTRAS = {
         "pyright",
     ],
 }
-EXTRAS["all"] = sorted({need for name in ("train", "convert", "serve", "quant") for need in EXTRAS[name]})
+EXTRAS["all"] = sorted(
+    {need for name in ("train", "convert", "serve", "eval", "quant") for need in EXTRAS[name]}
+)
 
 setup(
     name="lgjax",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lgjax.cli import main
-from lgjax.data.masks import encode
+from lgjax.data.masks import box_of, encode
 from lgjax.data.sources.common import Pictures
 from lgjax.eval import (
     caption_report,
@@ -19,6 +19,7 @@ from lgjax.eval import (
     referring_report,
 )
 from lgjax.eval.predictions import to_line
+from lgjax.eval.rle import bitmap
 from tests.data.sources import examples
 from tests.eval import coco_set
 from tests.eval.test_captions import files as write_captions
@@ -172,6 +173,44 @@ def test_coco(tmp_path, prompts):
             name: 0 if want else count for name, count in (("person", 2), ("car", 1), ("dog", 3))
         }
     assert sorted((tmp_path / "out/worst").iterdir())
+
+
+@pytest.mark.parametrize("prompts", ["boxes", "clicks"])
+def test_coco_by_regions(tmp_path, capsys, prompts):
+    annotations = coco_set.write(tmp_path, coco_set.content())
+    answers = coco_set.perfect(coco_instances.read_truth(annotations), prompts)
+    assert len(answers) == 6  # the crowd is not asked for
+    command = ("coco", annotations, "--prompts", prompts, "--predictions")
+    tables, _ = run(*command, save(tmp_path, answers.values()), tmp_path / "out")
+    boxes, masks = column(tables["Figures"], "boxes"), column(tables["Figures"], "masks")
+    assert boxes["AP"] == masks["AP"] == masks["PQ"] == masks["mIoU"] == 1
+    number, one = next(iter(answers.items()))
+    for extra in (
+        {},
+        {"region_masks": []},
+        {"region_masks": [None]},
+        {"region_masks": [encode(np.ones((3, 3), bool))]},
+    ):
+        file = save(tmp_path, {**answers, number: replace(one, extra=extra)}.values())
+        assert f"{file}, line 1: extra must hold 'region_masks'" in refused(capsys, *command, file)
+    empty = {"region_masks": [encode(np.zeros(one.size, bool))]}
+    file = save(
+        tmp_path, [replace(answer, extra=empty) for answer in answers.values() if answer.size == one.size]
+    )
+    # the pictures of other sizes are asked for, too
+    assert "questions have no prediction" in refused(capsys, *command, file)
+
+
+def test_regions_stand_for_their_instances(tmp_path):
+    truth = coco_instances.read_truth(coco_set.write(tmp_path, coco_set.content()))
+    for prompts in ("boxes", "clicks"):
+        for question in coco_instances.asked(truth, prompts):
+            mask, region = bitmap(question.target), question.region
+            if prompts == "boxes":
+                corners = (region.x0, region.y0, region.x1, region.y1)
+                assert corners == tuple(box_of(mask))
+            else:
+                assert mask[region.y, region.x]
 
 
 def test_coco_without_masks(tmp_path):
