@@ -15,6 +15,7 @@ EXTRAS = {
     "convert": ["torch>=2.6"],
     "serve": ["gradio>=6.31,<7", "fastapi"],
     "annotate": ["openai>=2"],
+    "eval": ["nltk>=3.9"],
     "quant": ["qwix>=0.1.8"],
     "tpu": ["jax[tpu]>=0.10.2,<0.11"],
     "cuda": ["jax[cuda12]>=0.10.2,<0.11"],
@@ -22,6 +23,7 @@ EXTRAS = {
         "pytest>=8",
         "pytest-xdist",
         "hypothesis",
+        "nltk>=3.9",
         "jaxtyping",
         "beartype",
         "chex",
@@ -31,7 +33,7 @@ EXTRAS = {
     ],
 }
 EXTRAS["all"] = sorted(
-    {need for name in ("train", "convert", "serve", "annotate", "quant") for need in EXTRAS[name]}
+    {need for name in ("train", "convert", "serve", "annotate", "eval", "quant") for need in EXTRAS[name]}
 )
 
 setup(

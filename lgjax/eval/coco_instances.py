@@ -1,6 +1,6 @@
 """Answers about pictures of COCO as instances with classes.
 
-Two ways to ask (`Prompts`):
+Ways to ask (`Prompts`):
 
 "names": one question for each class and picture, "Please detect the object according to the text CLASS
 (referring)." with the forced answer "<seg>". Each box of that phrase is an instance of CLASS.
@@ -9,6 +9,10 @@ Two ways to ask (`Prompts`):
 (`lgjax.eval.mentions`: "a man on a horse" is a person); a phrase that is about no class, or about several,
 makes no instance. Each box of a phrase is an instance. A thing that is named twice is found twice, so of two
 instances of a class whose masks (boxes, where there are none) have an IoU above 0.5 the better one stays.
+
+"boxes", "clicks": one question for each annotated instance, which is boxed, or clicked at the pixel of its
+mask that is nearest to the mask's centre. What the visual-prompt model takes the region for is an instance of
+the annotation's class with the score 1; the answer's words do not count.
 
 Source: spec/evaluation.md 7.
 """
@@ -30,11 +34,13 @@ from lgjax.eval import rle
 from lgjax.eval.boxes import box_iou
 from lgjax.eval.check import same_size
 from lgjax.eval.mentions import Lexicon
+from lgjax.eval.predict import REGION_MASKS
 from lgjax.eval.predictions import Prediction
 from lgjax.eval.rle import Rle
 from lgjax.eval.segmentation import Instance
+from lgjax.infer.regions import Box, Click, Region
 
-Prompts = Literal["names", "description"]
+Prompts = Literal["names", "description", "boxes", "clicks"]
 SAME = 0.5  # IoU above which two instances of a class are one thing
 
 
@@ -124,29 +130,56 @@ def _checked(
 
 
 class Asked(NamedTuple):
-    """A question about a picture; category: the class that was asked for, None in descriptions."""
+    """A question about a picture.
+
+    category: the class that was asked for, None in descriptions; region: a click or box in pixels that stands
+    for `target`, the mask of an instance.
+    """
 
     id: str
     image: str
     picture: int
     category: int | None
+    region: Region | None = None
+    target: Rle | None = None
 
 
 def asked(truth: Truth, prompts: Prompts, *, all_classes: bool = False) -> list[Asked]:
-    """The questions: one a picture, or one for each class that is in a picture (all of the file's classes).
+    """The questions: one a picture, one for each class that is in a picture (or all of the file's classes),
+    or one for each instance that is no crowd.
 
-    Their ids are "PICTURE" and "PICTURE/CLASS", with the numbers of the annotation file.
+    Their ids are "PICTURE", "PICTURE/CLASS" and "PICTURE/CLASS/ANNOTATION", the annotation file's numbers.
     """
     out = []
     for picture in truth.pictures.values():
         if prompts == "description":
             out.append(Asked(str(picture.id), picture.image, picture.id, None))
             continue
+        if prompts in ("boxes", "clicks"):
+            single = (one for one in truth.annotations.get(picture.id, []) if not one["iscrowd"])
+            out += [_pointed(picture, one, prompts) for one in single]
+            continue
         there = {one["category_id"] for one in truth.annotations.get(picture.id, [])}
         for category in truth.categories:
             if all_classes or category in there:
                 out.append(Asked(f"{picture.id}/{category}", picture.image, picture.id, category))
     return out
+
+
+def _pointed(picture: Picture, one: dict[str, Any], prompts: Prompts) -> Asked:
+    """The question about one instance."""
+    category, mask = one["category_id"], rle.bitmap(one["segmentation"])
+    height, width = picture.size
+    if prompts == "clicks" and mask.any():
+        pixels = np.argwhere(mask)
+        y, x = pixels[((pixels - pixels.mean(0)) ** 2).sum(1).argmin()].tolist()
+        region = Click(x, y)
+    else:
+        x0, y0, side_x, side_y = one["bbox"]
+        corners = np.clip([x0, y0, x0 + side_x, y0 + side_y], 0, [width, height, width, height])
+        region = Box(*corners.tolist())
+    number = f"{picture.id}/{category}/{one['id']}"
+    return Asked(number, picture.image, picture.id, category, region, one["segmentation"])
 
 
 class Found(NamedTuple):
@@ -163,9 +196,13 @@ def found_in(question: Asked, prediction: Prediction, lexicon: Lexicon, truth: T
     """The instances of one answer; see the module's text.
 
     Raises:
-        ValueError: the prediction's picture has another size than the annotation file says.
+        ValueError: the prediction's picture has another size than the annotation file says, or it lacks the
+            mask of its region.
     """
     same_size(prediction, truth.pictures[question.picture].size)
+    if question.region is not None and question.category is not None:
+        mask = _region_mask(prediction)
+        return [Found(question.picture, question.category, masks.box_of(rle.bitmap(mask)), 1.0, mask)]
     numbers = {name: number for number, name in truth.categories.items()}
     out = []
     for phrase in prediction.phrases:
@@ -179,6 +216,19 @@ def found_in(question: Asked, prediction: Prediction, lexicon: Lexicon, truth: T
         rows = zip(phrase.boxes, phrase.scores, codes, strict=True)
         out += [Found(question.picture, category, box, float(score), code) for box, score, code in rows]
     return out if question.category is not None else _distinct(out)
+
+
+def _region_mask(prediction: Prediction) -> Rle:
+    """What the model took the one region of a question for."""
+    listed, (height, width) = prediction.extra.get(REGION_MASKS), prediction.size
+    try:
+        (code,) = listed or ()
+        return masks.encode(masks.decode(code, (width, height)))
+    except (TypeError, ValueError, AttributeError):
+        raise ValueError(
+            f"{prediction.where}: extra must hold '{REGION_MASKS}', a list of one run-length code of the "
+            "picture's size: what the model took the region for"
+        ) from None
 
 
 def _distinct(found: Sequence[Found]) -> list[Found]:

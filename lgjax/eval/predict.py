@@ -25,6 +25,7 @@ from lgjax.infer.chat import GroundedChat
 
 SHARD = 32  # questions
 RUN_FILE = "run.json"
+REGION_MASKS = "region_masks"  # in `extra`: what the model took each click or box for
 
 
 def predict(
@@ -126,6 +127,9 @@ def prediction_of(question: Question, answer: Answer, settings: Mapping[str, Any
         codes = tuple(masks.encode(mask) for mask in phrase.masks)
         scores = np.clip(phrase.scores, 0, 1)
         phrases.append(PhrasePrediction(answer.text[slice(*span)], span, phrase.boxes, scores, codes))
+    extra = dict(question.extra)
+    if answer.region_masks is not None:
+        extra[REGION_MASKS] = [masks.encode(mask) for mask in answer.region_masks]
     return Prediction(
         question_id=question.id,
         image=question.image,
@@ -133,7 +137,7 @@ def prediction_of(question: Question, answer: Answer, settings: Mapping[str, Any
         text=answer.text,
         phrases=tuple(phrases),
         settings=dict(settings),
-        extra=dict(question.extra),
+        extra=extra,
         record=answer.record(question.id),
     )
 

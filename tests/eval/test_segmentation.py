@@ -15,12 +15,12 @@ from lgjax.data.masks import encode
 from lgjax.eval import coco_instances, segmentation
 from lgjax.eval.mentions import Lexicon
 from lgjax.eval.segmentation import Instance, Quality, Segments, flatten, mean_quality, panoptic_quality
-from tests.eval import scenes
+from tests.eval import coco_set
 
 
 @pytest.fixture
 def truth(tmp_path):
-    return coco_instances.read_truth(scenes.write(tmp_path, scenes.content()))
+    return coco_instances.read_truth(coco_set.write(tmp_path, coco_set.content()))
 
 
 def found(truth, prompts, answers):
@@ -42,7 +42,7 @@ def quality(truth, instances):
 
 @pytest.mark.parametrize("prompts", ["names", "description"])
 def test_perfect_answers_reach_one_and_empty_ones_zero(truth, prompts):
-    for answers, want in ((scenes.perfect(truth, prompts), 1.0), (scenes.empty(truth, prompts), 0.0)):
+    for answers, want in ((coco_set.perfect(truth, prompts), 1.0), (coco_set.empty(truth, prompts), 0.0)):
         instances = found(truth, prompts, answers)
         for kind in ("bbox", "segm"):
             scores = segmentation.coco_ap(truth.content(), coco_instances.results(instances, kind), kind)
@@ -52,7 +52,7 @@ def test_perfect_answers_reach_one_and_empty_ones_zero(truth, prompts):
 
 @pytest.mark.parametrize("prompts", ["names", "description"])
 def test_guesses_stay_near_the_floor(truth, prompts):
-    instances = found(truth, prompts, scenes.random(truth, prompts, np.random.default_rng(0)))
+    instances = found(truth, prompts, coco_set.random(truth, prompts, np.random.default_rng(0)))
     assert len(instances) > 5
     for kind in ("bbox", "segm"):
         scores = segmentation.coco_ap(truth.content(), coco_instances.results(instances, kind), kind)
@@ -61,7 +61,7 @@ def test_guesses_stay_near_the_floor(truth, prompts):
 
 
 def test_a_perfect_answer_about_classes_that_are_not_there(truth):
-    answers = scenes.perfect(truth, "names", all_classes=True)
+    answers = coco_set.perfect(truth, "names", all_classes=True)
     asked = coco_instances.asked(truth, "names", all_classes=True)
     assert len(asked) == len(answers) == 4 * 3 and len(coco_instances.asked(truth, "names")) == 6
 
@@ -75,11 +75,11 @@ def test_average_precision_is_that_of_pycocotools(seed):
     import tempfile
     from pathlib import Path
 
-    data, rng = scenes.content(), np.random.default_rng(seed)
+    data, rng = coco_set.content(), np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        file = scenes.write(Path(folder), data)
+        file = coco_set.write(Path(folder), data)
         truth = coco_instances.read_truth(file)
-        instances = found(truth, "names", scenes.random(truth, "names", rng))
+        instances = found(truth, "names", coco_set.random(truth, "names", rng))
         for kind in ("bbox", "segm"):
             results = coco_instances.results(instances, kind)
             saved = Path(folder) / "results.json"
@@ -212,8 +212,8 @@ def test_maps_of_different_sizes():
 
 def test_phrases_become_instances_of_the_class_they_are_about(truth):
     question = coco_instances.asked(truth, "description")[0]
-    people = scenes.rows_of(truth.annotations[1][:2])
-    dog = scenes.rows_of(truth.annotations[1][2:3])
+    people = coco_set.rows_of(truth.annotations[1][:2])
+    dog = coco_set.rows_of(truth.annotations[1][2:3])
     said = [
         ("a man beside a dog", people[:1]),
         ("the man", people[:1]),  # the same one again
@@ -222,7 +222,7 @@ def test_phrases_become_instances_of_the_class_they_are_about(truth):
         ("the weather", dog),  # no class
         ("a man and a dog", people + dog),  # which box is whose?
     ]
-    answer = scenes.prediction(question, (48, 64), said)
+    answer = coco_set.prediction(question, (48, 64), said)
     got = coco_instances.found_in(question, answer, Lexicon.of(truth.categories.values()), truth)
     assert [(one.category, one.box.tolist()) for one in got] == [
         (1, people[0][0]),
@@ -233,7 +233,7 @@ def test_phrases_become_instances_of_the_class_they_are_about(truth):
 
 def test_a_picture_of_another_size(truth):
     question = coco_instances.asked(truth, "description")[0]
-    answer = scenes.prediction(question, (64, 48), [])
+    answer = coco_set.prediction(question, (64, 48), [])
     with pytest.raises(ValueError, match="is 48 x 64 pixels large, the annotations say 64 x 48"):
         coco_instances.found_in(question, answer, Lexicon.of(()), truth)
 
@@ -252,7 +252,7 @@ def test_a_picture_of_another_size(truth):
     ],
 )
 def test_faulty_annotations(tmp_path, change, message):
-    data = scenes.content()
+    data = coco_set.content()
     data["annotations"][0] |= change
     with pytest.raises(ValueError, match=f"instances.json: {message}"):
-        coco_instances.read_truth(scenes.write(tmp_path, data))
+        coco_instances.read_truth(coco_set.write(tmp_path, data))

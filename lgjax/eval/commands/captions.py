@@ -30,9 +30,9 @@ def captions(
         images: Folder with the pictures.
     """
     from lgjax.data.sources.common import Pictures
+    from lgjax.eval.caption_report import questions_of, report_of
     from lgjax.eval.captions import read_truth
     from lgjax.eval.report import finish
-    from lgjax.eval.reports.captions import questions_of, report_of
     from lgjax.eval.run import predictions_for
     from lgjax.eval.text_scores import wordnet
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -15,7 +15,7 @@ def coco(
     /,
     running: Shared = NOTHING_CHOSEN,
     *,
-    prompts: Literal["names", "description"] = "names",
+    prompts: Literal["names", "description", "boxes", "clicks"] = "names",
     all_classes: bool = False,
     images: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
     keep: int = 100,
@@ -23,7 +23,8 @@ def coco(
     """Measure boxes and masks of classes: COCO's AP, and panoptic quality of things.
 
     "names" asks for each class that is in a picture by its name; "description" asks for a description and
-    takes each grounded phrase for an instance of the class that it is about.
+    takes each grounded phrase for an instance of the class that it is about; "boxes" and "clicks" point at
+    each annotated instance and take the mask of the visual-prompt model.
 
     Args:
         annotations: instances_val2017.json, or another file of its layout.
@@ -36,16 +37,21 @@ def coco(
     """
     from lgjax.data.sources.common import Pictures
     from lgjax.eval.coco_instances import asked, read_truth
+    from lgjax.eval.coco_report import questions_of, report_of
     from lgjax.eval.report import finish
-    from lgjax.eval.reports.coco import questions_of, report_of
     from lgjax.eval.run import predictions_for
 
     truth = read_truth(annotations)
     wanted = asked(truth, prompts, all_classes=all_classes)
     stem = annotations.stem.removeprefix("instances_")
     pictures = Pictures.below(images or annotations.parent, stem)
-    options = {"ground": False, "threshold": 0.0, "keep": keep} if prompts == "names" else {}
-    found = predictions_for(running, questions_of(wanted, truth, pictures), **options)
+    options: dict[str, dict[str, Any]] = {
+        "names": {"ground": False, "threshold": 0.0, "keep": keep},
+        "description": {},
+        "boxes": {"ground": False, "max_tokens": 1},  # the answer's words do not count
+        "clicks": {"ground": False, "max_tokens": 1},
+    }
+    found = predictions_for(running, questions_of(wanted, truth, pictures), **options[prompts])
     if found is not None:
         by_id = {one.id: one for one in wanted}
         answers = [(by_id[str(q.id)], q.path, p) for q, p in found]

@@ -30,8 +30,8 @@ def flickr(
     """
     from lgjax.data.sources.common import Pictures
     from lgjax.eval.flickr import read_items
+    from lgjax.eval.flickr_report import questions_of, report_of
     from lgjax.eval.report import finish
-    from lgjax.eval.reports.flickr import questions_of, report_of
     from lgjax.eval.run import predictions_for
 
     items = read_items(folder, split)

@@ -41,8 +41,8 @@ def referring(
     """
     from lgjax.data.sources.common import Pictures, find_file
     from lgjax.eval import refer
+    from lgjax.eval.referring_report import questions_of, report_of
     from lgjax.eval.report import finish
-    from lgjax.eval.reports.referring import questions_of, report_of
     from lgjax.eval.run import predictions_for
 
     splits = refer.read_samples(folder, split_by, split)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lgjax.data.sources.common import Pictures
+from lgjax.eval import rle
 from lgjax.eval.coco_instances import Asked, Found, Prompts, Truth, found_in, results
 from lgjax.eval.mentions import Lexicon
 from lgjax.eval.predictions import Prediction, cut
@@ -24,21 +25,31 @@ from lgjax.eval.worst import Judged, worst
 from lgjax.text.conversation import GROUNDING_SUFFIX, REFERRING_ANSWER, REFERRING_QUESTION
 
 Answers = Sequence[tuple[Asked, Path, Prediction]]
+POINTED = (
+    "Each instance was pointed at by a {}; its mask is what the visual-prompt model took that for, its class "
+    "the annotation's, its score 1. mIoU: mean over the instances."
+)
 DESCRIBE = f"Describe the image in detail. {GROUNDING_SUFFIX}"
+POINT = "What is the object % ?"
 NOTES = {
     "names": "Each class was asked for with one forced <seg>; all its boxes are instances of the class.",
+    "boxes": POINTED.format("box"),
+    "clicks": POINTED.format("click"),
     "description": "Each grounded phrase is an instance of the class that it is about, by words; phrases "
     "about no class or several make none; of two of one class that overlap above 0.5 the better stays.",
 }
 
 
 def questions_of(wanted: Sequence[Asked], truth: Truth, pictures: Pictures) -> list[Question]:
-    """One question for each class of a picture, worded as referring expressions are, or one a picture."""
+    """Questions worded as in training: referring expressions, a description, or what a region is."""
     out = []
     for one in wanted:
         path = pictures.path(one.image)
         if one.category is None:
             out.append(Question(id=one.id, image=one.image, path=path, text=DESCRIBE))
+            continue
+        if one.region is not None:
+            out.append(Question(id=one.id, image=one.image, path=path, text=POINT, regions=(one.region,)))
             continue
         text = REFERRING_QUESTION.replace("{text}", truth.categories[one.category].lower())
         out.append(Question(id=one.id, image=one.image, path=path, text=text, answer=REFERRING_ANSWER))
@@ -73,6 +84,13 @@ def report_of(
             for category, quality in one.items():
                 total[category] = total.get(category, Quality()) + quality
         rows += _panoptic_means(total)
+        if prompts in ("boxes", "clicks"):
+            ious = [
+                float(rle.ious([one.mask], [asked.target])[0, 0])
+                for (asked, _, _), one in zip(answers, found, strict=True)
+                if one.mask is not None and asked.target is not None
+            ]
+            rows.append(("mIoU", None, sum(ious) / len(ious) if ious else None))
         tables.append(_panoptic_table(total, truth.categories))
         judged = [
             Judged(mean_quality(each[asked.picture]), _title(asked, each, truth), p, path)

@@ -1,12 +1,14 @@
 """A small set in COCO's layout, and answers about it: perfect, empty, random."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from lgjax.data.masks import box_of, encode
 from lgjax.eval import coco_instances
+from lgjax.eval.predict import REGION_MASKS
 from lgjax.eval.predictions import PhrasePrediction, Prediction
 
 NAMES = {1: "person", 18: "dog", 3: "car"}
@@ -87,6 +89,10 @@ def perfect(truth, prompts, *, all_classes=False) -> dict[str, Prediction]:
     """The answers of who knows everything."""
     out = {}
     for question in coco_instances.asked(truth, prompts, all_classes=all_classes):
+        if question.region is not None:
+            blank = prediction(question, truth.pictures[question.picture].size, [])
+            out[question.id] = replace(blank, extra={REGION_MASKS: [question.target]})
+            continue
         there = [one for one in truth.annotations.get(question.picture, []) if not one["iscrowd"]]
         wanted = [question.category] if question.category is not None else truth.categories
         named = [(truth.categories[c], [one for one in there if one["category_id"] == c]) for c in wanted]

@@ -1,1 +1,0 @@
-"""What each benchmark asks, and its report on the answers."""
