@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from lgjax import __version__
+from lgjax.annotate import cli as annotate
 from lgjax.data import cli as data
 from lgjax.eval import cli as evaluate
 from lgjax.train import cli as train
@@ -20,6 +21,7 @@ DESCRIPTION = """Grounded visual chat: ask about a picture, get an answer whose 
   lgjax convert LLAVA_GROUNDING_FOLDER model   once: turn PyTorch weights into a checkpoint
   lgjax chat photo.jpg "Describe the scene." --checkpoint model --out answer
   lgjax data build lg_coco --from coco --to data/lg_coco
+  lgjax annotate run --instances instances.json --chats chats.json --to mine    grounded chat of your own
   lgjax train --config configs/stage1.py       train a stage (--help, --dry-run)
   lgjax eval scenes --checkpoint model         measure a checkpoint
   lgjax checkpoint runs/stage1 model           the model of a run that was not finished
@@ -197,6 +199,7 @@ def checkpoint(
 
 app.command(data.app, name="data", help=data.HELP)
 app.command(evaluate.app, name="eval", help=evaluate.HELP)
+app.command(annotate.app, name="annotate", help=annotate.HELP)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -16,6 +16,7 @@ ALLOWED = {
     "text": {"config"},
     "data": {"config", "draw", "models", "text"},
     "llm": set(),
+    "annotate": {"config", "data", "draw", "llm", "text"},
     "parallel": {"config", "models"},
     "convert": {"config", "models", "parallel", "text"},
     "infer": {"config", "models", "parallel", "text", "data", "convert", "draw"},
@@ -23,7 +24,7 @@ ALLOWED = {
     "eval": {"config", "convert", "data", "infer", "llm", "text", "draw", "parallel"},
     "draw": {"text"},
     "terminal": {"config", "convert", "draw", "infer", "parallel"},
-    "cli": {"terminal", "convert", "data", "eval", "infer", "train"},
+    "cli": {"terminal", "annotate", "convert", "data", "eval", "infer", "train"},
     "__main__": {"cli"},
     "__init__": {"infer", "config"},
 }

@@ -15,6 +15,7 @@ from lgjax.text.coco_names import SYNONYMS, Lexicon, coco_lexicon
 
 VERSION = 1
 DOMINANT = 3.0  # how many times larger the boxes are of what is meant than of what is not
+PROMINENT = 0.005  # of the picture, the least box of what is meant where the words leave a choice
 APART = 0.1  # of the picture's width, between the centres of "the left one" and the next
 
 
@@ -51,7 +52,9 @@ def _lexicon(instances: Sequence[Instance]) -> Lexicon:
 
 
 def _candidates(mention: Mention, instances: Sequence[Instance], *, crowd: bool = False) -> list[int]:
-    categories = mention.noun.categories
+    categories = {one.category for one in instances} & set(mention.noun.categories)
+    if len(categories) > 1:
+        return []  # "a glass" where there are cups and wine glasses
     return [i for i, one in enumerate(instances) if one.category in categories and one.crowd == crowd]
 
 
@@ -71,7 +74,7 @@ def _choose(mention: Mention, found: Sequence[Mention], instances: Sequence[Inst
     larger, smaller = (instances[order[k]].area for k in (count - 1, count))
     if sign > 0:
         larger, smaller = smaller, larger
-    return sorted(order[:count]) if larger > DOMINANT * smaller else []
+    return sorted(order[:count]) if larger > max(DOMINANT * smaller, PROMINENT) else []
 
 
 def _other_heads(mention: Mention, found: Sequence[Mention]) -> set[str]:

@@ -1,8 +1,8 @@
 """Noun phrases that name things of known categories, found by word lists: no grammar, no network.
 
 A mention is a name with the words in front of it that belong to it ("two small dogs", "a group of people"),
-and what these and the words behind it say of number, side and size. What is only said not to be there, to be
-like something, or that a name is part of another name ("a bus stop") is no mention.
+and what these and the words behind it say of number, side and size. No mention is what is only said not to be
+there or to be like something, and a name that is part of another one ("a bus stop").
 """
 
 from __future__ import annotations
@@ -16,101 +16,68 @@ from lgjax.text.coco_names import Lexicon, Noun, Word, words_of
 
 Side = Literal["left", "right", "middle"]
 Size = Literal["large", "small"]
-COUNTS = {
-    word: number
-    for number, words in {
-        1: ("one", "single"),
-        2: ("two", "both", "couple", "pair", "2"),
-        **{n: (word, str(n)) for n, word in enumerate("three four five six seven eight nine ten".split(), 3)},
-    }.items()
-    for word in words
-}
-_ARTICLES = {"a", "an", "another"}
-_DEFINITE = {
-    "the",
-    "this",
-    "that",
-    "these",
-    "those",
-    "his",
-    "her",
-    "its",
-    "their",
-    "my",
-    "your",
-    "our",
-    "each",
-    "every",
-}
-_SEVERAL = {
-    "some",
-    "several",
-    "many",
-    "few",
-    "various",
-    "multiple",
-    "numerous",
-    "other",
-    "all",
-    "more",
-    "different",
-}
-_DETERMINERS = _ARTICLES | _DEFINITE | _SEVERAL | COUNTS.keys() - {"couple", "pair", "single"}
-_SETS = {
-    *("group", "groups", "bunch", "number", "lot", "lots", "fleet", "herd", "flock", "row", "rows", "line"),
-    *(
-        "variety",
-        "collection",
-        "team",
-        "crowd",
-        "couple",
-        "pair",
-        "pile",
-        "stack",
-        "bunches",
-        "set",
-        "family",
-    ),
-}
-_FUNCTION = {
-    *"of in on at by to from for with without and or but nor as than then while near next behind beside between".split(),
-    *"under over above below along across around through into onto off out up down inside outside against among".split(),
-    *"after before during about toward towards is are was were be been being am has have had do does did can".split(),
-    *"could will would should may might must not no that which who whom whose where when there here it he she".split(),
-    *"they we you i him them me us himself herself itself themselves what how why if because so also very just".split(),
-    *"only too together alone visible present nearby sits stands sit stand lie lies lay wear wears hold holds ride".split(),
-    *"rides play plays walk walks eat eats look looks seem seems appear appears watch surround fly flies get gets".split(),
-    *"set rest rests paired atop amid amidst beneath past like likely in-between either neither both each all".split(),
-    *"inhales leads adjust adjusts topped full filled ready available able aboard asleep awake".split(),
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+COUNTS: dict[str, int] = {
+    **dict.fromkeys(("one", "single"), 1),
+    **dict.fromkeys(("two", "both", "couple", "pair", "2"), 2),
+    **{
+        word: number
+        for number, word in enumerate(("three", "four", "five", "six", "seven", "eight", "nine", "ten"), 3)
+    },
+    **{str(number): number for number in range(3, 21)},
 }
 _SIDES: dict[str, Side] = {
-    **dict.fromkeys(("left", "leftmost", "left-hand"), "left"),
-    **dict.fromkeys(("right", "rightmost", "right-hand"), "right"),
-    **dict.fromkeys(("middle", "center", "centre", "central"), "middle"),
+    **dict.fromkeys(_words("left leftmost left-hand"), "left"),
+    **dict.fromkeys(_words("right rightmost right-hand"), "right"),
+    **dict.fromkeys(_words("middle center centre central"), "middle"),
 }
+_ABSOLUTE = _words("large big tall small little tiny")
 _SIZES: dict[str, Size] = {
-    **dict.fromkeys(
-        "large larger largest big bigger biggest closest nearest foreground tall taller tallest".split(),
-        "large",
-    ),
-    **dict.fromkeys("small smaller smallest little tiny farthest background".split(), "small"),
+    **dict.fromkeys(_words("large larger largest big bigger biggest tall taller tallest"), "large"),
+    **dict.fromkeys(_words("small smaller smallest little tiny"), "small"),
+    **dict.fromkeys(_words("foreground closest nearest"), "large"),
+    **dict.fromkeys(_words("background farthest"), "small"),
 }
-_COMPARED = {"larger", "largest", "bigger", "biggest", "smaller", "smallest", "taller", "tallest"}
-# no names of things, though they look like one
-_UNREAL = {
-    "poster",
-    "posters",
-    "painting",
-    "paintings",
-    "statue",
-    "statues",
-    "sculpture",
-    "drawing",
-    "sign",
-    "signs",
-}
-_LINKING = {"of", "with", "in", "on", "for"}
-_ADJECTIVE = re.compile(r"(?!.*ing$)[\w'-]+")
+_NEW = _words("a an another")
+_SEVERAL = _words("some several many few various multiple numerous other all more different")
+_DEFINITE = _words("the this that these those his her its their my your our each every")
+_DETERMINERS = _NEW | _SEVERAL | _DEFINITE | COUNTS.keys() - _words("couple pair single")
+_SETS = _words(
+    "group groups bunch bunches number lot lots fleet herd flock row rows line variety collection team crowd "
+    "couple pair pile stack set"
+)
+_PAIRED = _words("scissors shears skis glasses gloves")
+_COLOURS = _words("red green blue yellow black white brown grey gray orange pink purple beige tan golden")
+_ADJECTIVES = (
+    _COLOURS
+    | _SIZES.keys()
+    | _words(
+        "young old older elderly adult male female wooden metal stone glass plastic different identical "
+        "closed open empty full parked"
+    )
+)
+# words that end a phrase, and verbs that may follow a name at once
+_FUNCTION = _words(
+    """
+    of in on at by to from for with without and or but nor as than then while next near behind beside between
+    under over above below along across around through into onto off out up down inside outside against among
+    amid amidst after before during about toward towards past atop beneath like likely unlike if because so
+    also very just only too together alone visible present nearby available able ready full filled topped paired
+    aboard asleep awake is are was were be been being am has have had do does did can could will would should
+    may might must not no any that which who whom whose where when there here it he she they we you i him them
+    me us himself herself itself themselves what how why either neither both set sit stand lie lay wear hold
+    ride play walk eat look seem appear watch surround fly get rest lean run wait face follow carry use swim
+    graze gather adjust
+    """
+)
+# nouns that look like verbs behind a name: "bus stops", "car seats"
+_PARTS = _words("signs lights toys seats tracks parts doors wheels shops stops tires tops legs")
+_UNREAL = _words("poster posters painting paintings statue statues sculpture sculptures drawing sign signs")
 _FURTHEST = 6  # words in front of a name
 
 
@@ -119,131 +86,134 @@ class Mention:
     """A noun phrase at characters [start, end); `head`: the words of its name.
 
     count: how many it says; several: it says more than one without a number; new: its article is "a" or
-    "another"; crowd: it says "crowd"; compared: it says which of several by size ("the larger dog").
+    "another"; crowd: it says "crowd"; compared: it says which of several by size or depth ("the larger dog").
     """
 
     start: int
     end: int
     head: str
     noun: Noun
-    count: int | None = None
-    several: bool = False
-    new: bool = False
-    crowd: bool = False
-    side: Side | None = None
-    size: Size | None = None
-    compared: bool = False
+    count: int | None
+    several: bool
+    new: bool
+    crowd: bool
+    side: Side | None
+    size: Size | None
+    compared: bool
+
+
+def count_of(words: Sequence[str]) -> int | None:
+    """The number that a phrase says; "a pair of scissors" says none."""
+    for word, of, what in zip(words, [*words[1:], ""], [*words[2:], "", ""], strict=False):
+        if word in COUNTS and not (word == "pair" and of == "of" and what in _PAIRED):
+            return COUNTS[word]
+    return None
+
+
+def side_of(words: Sequence[str]) -> Side | None:
+    """The side that a phrase says."""
+    return next((_SIDES[word] for word in words if word in _SIDES), None)
 
 
 def mentions(text: str, lexicon: Lexicon) -> list[Mention]:
-    """The noun phrases of a text that name things, in reading order."""
+    """The noun phrases of a text that name things, in reading order and without overlaps."""
     words = words_of(text)
-    found = []
-    last = 0
+    found, last = [], 0
     for start, end, noun in lexicon.find(words):
-        if not _is_thing(text, words, start, end, noun):
+        if _is_verb(words, start, noun) or _is_part(text, words, end, noun, lexicon):
             continue
         first = _first_word(text, words, start, last)
-        if _is_absent(words, first):
-            continue
-        found.append(_mention(text, words, (first, start, end), noun))
-        last = end
+        if not _is_absent(words, first):
+            found.append(_mention(words, first, start, end, noun))
+            last = end
     return found
 
 
-def _is_thing(text: str, words: Sequence[Word], start: int, end: int, noun: Noun) -> bool:
-    """Whether the name stands for a thing, not in front of another noun, as a verb or as a possessor."""
-    if start and words[start - 1].text == "to" and noun.singular and not noun.plural:
-        return start > 1 and words[start - 2].text in ("next", "close")  # else "to train", "to cook"
-    if end == len(words) or re.search(r"[^\s]", text[words[end - 1].end : words[end].start]):
+def _adjacent(text: str, words: Sequence[Word], at: int) -> bool:
+    """Whether only white space stands between word `at` and the one before it."""
+    return 0 < at < len(words) and not text[words[at - 1].end : words[at].start].strip()
+
+
+def _is_verb(words: Sequence[Word], start: int, noun: Noun) -> bool:
+    """Whether "to" makes a verb of the name: "to train", "to cook", but not "next to dogs"."""
+    if not start or words[start - 1].text != "to" or noun.plural:
+        return False
+    return start < 2 or words[start - 2].text not in ("next", "close")
+
+
+def _is_part(text: str, words: Sequence[Word], end: int, noun: Noun, lexicon: Lexicon) -> bool:
+    """Whether the name before word `end` belongs to a longer one: "a bus stop", "jumbo jet airplanes"."""
+    if not _adjacent(text, words, end):
+        return False
+    if lexicon.at(words, end):
         return True
     after = words[end].text
-    if after in _FUNCTION | _DETERMINERS | _SETS or after in _SIDES or not noun.singular:
-        return True
-    return bool(re.search(r"(ing|ed|ly)$", after)) or (after.endswith("s") and after not in _PARTS)
-
-
-_PARTS = {
-    "signs",
-    "lights",
-    "toys",
-    "seats",
-    "tracks",
-    "parts",
-    "doors",
-    "wheels",
-    "stands",
-    "shops",
-    "stops",
-    "glass",
-}
+    if noun.plural or after in _FUNCTION | _DETERMINERS | _SETS or after in _SIDES:
+        return False
+    is_verb = re.search(r"(ing|ed|ly)$", after) or (after.endswith("s") and after not in _PARTS)
+    return not is_verb
 
 
 def _first_word(text: str, words: Sequence[Word], start: int, last: int) -> int:
-    """The first word of the phrase whose name begins at word `start`; it lies behind word `last`."""
-    first, at = start, start - 1
-    while at >= max(last, start - _FURTHEST) and not text[words[at].end : words[at + 1].start].strip():
+    """The first word of the phrase whose name begins at word `start`; it lies at or behind word `last`.
+
+    With an article or number all words in between belong to it, else only known adjectives.
+    """
+    first = start
+    for at in range(start - 1, max(last, start - _FURTHEST) - 1, -1):
         word = words[at].text
-        if word in _DETERMINERS:
-            first = at
-            # "all the dogs", "these two dogs", "the three dogs"
-            if word in COUNTS.keys() | _SEVERAL | _DEFINITE:
-                at -= 1
-                continue
+        if not _adjacent(text, words, at + 1):
             break
-        if first < start and words[first].text in _DETERMINERS:
+        if words[first].text in _DETERMINERS and word not in _DETERMINERS and word != "of":
             break  # what stands in front of an article belongs to another phrase
-        if word == "of" and at > last and words[at - 1].text in _SETS:
-            return _first_word(text, words, at - 1, last)
-        if word in _FUNCTION or not _ADJECTIVE.fullmatch(word):
-            break
-        if word in _SIZES or word in _COLOURS or word in COUNTS or word in _SETS and first < start:
+        if word in _DETERMINERS:
+            if words[first].text in _NEW:
+                break
             first = at
-        at -= 1
+        elif word == "of":
+            if at > last and words[at - 1].text in _SETS and first == at + 1:
+                return _first_word(text, words, at - 1, last)
+            break
+        elif word == "and" and words[at - 1].text in _COLOURS and words[at + 1].text in _COLOURS:
+            continue
+        elif word in _FUNCTION or word.endswith("ing"):
+            break
+        elif word in _ADJECTIVES or word in COUNTS or (word in _SETS and first == start):
+            first = at if first == at + 1 or word in _COLOURS else first
     return first
 
 
-_COLOURS = {
-    *"red green blue yellow black white brown grey gray orange pink purple beige tan golden young old older".split(),
-    *"wooden metal stone glass plastic young elderly male female different identical closed open".split(),
-}
-
-
 def _is_absent(words: Sequence[Word], first: int) -> bool:
-    before = [word.text for word in words[max(0, first - 3) : first]]
+    """Whether the words in front say that the thing is not there, or is a picture of it or like it."""
+    before = [word.text for word in words[max(0, first - 2) : first]]
     if before[-1:] and before[-1] in ("no", "without", "like", "any"):
         return True
-    return len(before) > 1 and before[-1] == "of" and before[-2] in _UNREAL
+    return before[-1:] == ["of"] and before[0] in _UNREAL
 
 
-def _mention(text: str, words: Sequence[Word], at: tuple[int, int, int], noun: Noun) -> Mention:
-    first, start, end = at
+def _mention(words: Sequence[Word], first: int, start: int, end: int, noun: Noun) -> Mention:
     inside = [word.text for word in words[first:start]]
-    behind = _words_behind(text, words, end)
-    counts = [COUNTS[word] for word in inside if word in COUNTS]
-    sets = any(word in _SETS and after == "of" for word, after in zip(inside, inside[1:], strict=False))
-    singular = noun.singular and not (noun.plural and (sets or _SEVERAL & set(inside) or counts))
-    sides = [_SIDES[word] for word in (*inside, *behind) if word in _SIDES]
-    sizes = [_SIZES[word] for word in (*inside, *behind) if word in _SIZES]
+    told = [*inside, *_words_behind(words, end)]
+    count = count_of([*inside, *(word.text for word in words[start:end])])
+    several = noun.plural and (not noun.singular or bool((_SEVERAL | _SETS) & set(inside)))
     return Mention(
         start=words[first].start,
         end=words[end - 1].end,
         head=" ".join(word.text for word in words[start:end]),
         noun=noun,
-        count=counts[0] if counts else None if not singular else 1,
-        several=not singular and not counts,
-        new=bool(inside) and (inside[0] in _ARTICLES and singular or "one" in inside),
+        count=count or (None if several else 1),
+        several=several and not count,
+        new=bool(_NEW & set(inside[:1]) or "one" in inside) and not several,
         crowd="crowd" in inside,
-        side=sides[0] if sides else None,
-        size=sizes[0] if sizes else None,
-        compared=bool(_COMPARED & set(inside)) or bool({"foreground", "background"} & set(behind)),
+        side=side_of(told),
+        size=next((_SIZES[word] for word in told if word in _SIZES), None),
+        compared=bool((_SIZES.keys() - _ABSOLUTE) & set(told)),
     )
 
 
-def _words_behind(text: str, words: Sequence[Word], end: int) -> list[str]:
-    """The words of "on the left", "in the foreground" directly behind a name."""
+def _words_behind(words: Sequence[Word], end: int) -> list[str]:
+    """The word that tells in "on the left", "in the foreground", right behind a name."""
     behind = [word.text for word in words[end : end + 4]]
-    if behind[:1] and behind[0] in ("on", "in", "to", "at") and behind[1:2] in (["the"], ["far"]):
-        if behind[2:3] and (behind[2] in _SIDES or behind[2] in _SIZES) and behind[3:4] != ["of"]:
-            return [behind[2]]
-    return []
+    if len(behind) < 3 or behind[0] not in ("on", "in", "to", "at") or behind[1] != "the":
+        return []
+    return [behind[2]] if behind[3:4] != ["of"] else []

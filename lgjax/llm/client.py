@@ -7,12 +7,12 @@ with growing pauses; here stands what it does not know: what an answer must be, 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lgjax.llm.limits import Limits, Spent
 from lgjax.llm.request import Cache, Failure, Outcome, Reply, Request, reply_of
 
 try:
@@ -30,60 +30,10 @@ class Stopped(RuntimeError):
     """The endpoint cannot be used, or the budget is spent; what has arrived is in the cache."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """How fast and how much may be asked.
-
-    concurrency: requests at a time; retries: further attempts after a fault that may pass; timeout: seconds
-    until a silent server counts as one; budget_tokens, budget_money: most that all requests of a client may
-    use, prompts and answers together; price_in, price_out: money for a million tokens of them.
-    """
-
-    concurrency: int = 8
-    requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None
-    retries: int = 8
-    timeout: float = 120.0
-    budget_tokens: int | None = None
-    budget_money: float | None = None
-    price_in: float = 0.0
-    price_out: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            least = 0 if name in ("retries", "price_in", "price_out") else None
-            if value is not None and (value < 0 or (least is None and value == 0)):
-                raise ValueError(f"{name} {value} must be {'above 0' if least is None else '0 or more'}")
-        if self.budget_money is not None and not (self.price_in or self.price_out):
-            raise ValueError("a budget of money needs the prices of a million tokens (price_in, price_out)")
-
-    def money(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """What these tokens cost."""
-        return (prompt_tokens * self.price_in + completion_tokens * self.price_out) / 1e6
-
-
-@dataclasses.dataclass
-class Spent:
-    """What a client has used so far. cached: answers that were there already and cost nothing."""
-
-    requests: int = 0
-    cached: int = 0
-    retries: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    money: float = 0.0
-
-    def __str__(self) -> str:
-        tokens = f"{self.prompt_tokens:,} + {self.completion_tokens:,} tokens"
-        money = f", {self.money:.2f} paid" if self.money else ""
-        rest = f"{self.cached:,} from the cache, {self.retries:,} retries"
-        return f"{self.requests:,} answers ({tokens}{money}), {rest}"
-
-
 class Client:
     """A `LanguageModel` behind an endpoint. `base_url` None is OpenAI's; the key is in OPENAI_API_KEY."""
 
-    def __init__(self, cache: Cache, limits: Limits = Limits(), base_url: str | None = None) -> None:
+    def __init__(self, cache: Cache, limits: Limits, base_url: str | None = None) -> None:
         """Prepare; nothing is sent.
 
         Raises:
@@ -233,18 +183,3 @@ def _words(error: openai.APIError) -> str:
     detail = error.body.get("message") if isinstance(error.body, dict) else None
     status = f"status {error.status_code}" if isinstance(error, openai.APIStatusError) else "fault"
     return " ".join(f"{status}: {detail or error.message}".split())[:300]
-
-
-def estimate(requests: Sequence[Request], cache: Cache, limits: Limits) -> Spent:
-    """What `complete` would ask at most: each answer at its longest, without retries. Nothing is sent."""
-    unique = {request.key: request for request in requests}.values()
-    missing = [request for request in unique if cache.get(request.key) is None]
-    prompt = sum(request.num_tokens for request in missing)
-    completion = sum(request.max_tokens for request in missing)
-    return Spent(
-        requests=len(missing),
-        cached=len(unique) - len(missing),
-        prompt_tokens=prompt,
-        completion_tokens=completion,
-        money=limits.money(prompt, completion),
-    )

@@ -103,6 +103,11 @@ class Cache:
         unfinished.write_text(json.dumps(reply._asdict(), ensure_ascii=False), encoding="utf-8")
         unfinished.rename(path)
 
+    def total(self) -> tuple[int, int, int]:
+        """How many answers there are, and the tokens of their prompts and of themselves."""
+        replies = [reply for path in self.folder.glob("*/*.json") if (reply := self.get(path.stem))]
+        return len(replies), sum(r.prompt_tokens for r in replies), sum(r.completion_tokens for r in replies)
+
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.json"
 

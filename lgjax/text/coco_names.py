@@ -1,7 +1,7 @@
 """What people call the 80 categories of COCO, in singular and plural.
 
-Used to tie words to instances (`lgjax.annotate`) and to judge whether a phrase names a category (`lgjax.eval`).
-A list of our own, in the spirit of CHAIR's synonyms: only names that are safe without seeing the picture.
+For tying words to instances and for judging whether a phrase names a category. A list of our own, in the
+spirit of CHAIR's synonyms: only names that are safe without seeing the picture.
 """
 
 from __future__ import annotations
@@ -14,7 +14,18 @@ from typing import NamedTuple
 SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "person": (
         *("human", "man", "woman", "boy", "girl", "child", "kid", "baby", "toddler", "infant", "lady", "guy"),
-        *("gentleman", "adult", "teenager", "individual", "player", "athlete", "skateboarder", "skater"),
+        *(
+            "gentleman",
+            "adult",
+            "male",
+            "female",
+            "teenager",
+            "individual",
+            "player",
+            "athlete",
+            "skateboarder",
+            "skater",
+        ),
         *("skier", "snowboarder", "surfer", "rider", "cyclist", "bicyclist", "biker", "motorcyclist"),
         *("pitcher", "batter", "catcher", "umpire", "worker", "employee", "chef", "cook", "waiter"),
         *("waitress", "policeman", "officer", "police officer", "student", "teacher", "pedestrian"),

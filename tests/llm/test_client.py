@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from lgjax.llm.client import Client, Limits, Stopped, estimate
+from lgjax.llm.client import Client, Stopped
+from lgjax.llm.limits import Limits, estimate
 from lgjax.llm.request import Cache, Failure, Message, Reply, Request
 from tests.llm.endpoint import serve
 
@@ -141,4 +142,4 @@ def test_faulty_options_are_one_clear_line(cache, monkeypatch):
         Limits(budget_money=1)
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(ValueError, match="set OPENAI_API_KEY"):
-        Client(cache)
+        Client(cache, Limits())

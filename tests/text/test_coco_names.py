@@ -38,7 +38,8 @@ def test_every_category_and_synonym_is_found_in_both_numbers():
 
 def test_singular_and_plural_are_told_apart():
     found = {
-        word: coco_lexicon().find(words_of(word))[0][2] for word in ("dog", "dogs", "sheep", "benches", "ponies")
+        word: coco_lexicon().find(words_of(word))[0][2]
+        for word in ("dog", "dogs", "sheep", "benches", "ponies")
     }
     assert {word: (noun.singular, noun.plural) for word, noun in found.items()} == {
         "dog": (True, False),

@@ -44,10 +44,15 @@ def read(folder: Path) -> dict[str, Source]:
     names = ["instances_train2017_gvc.json", "instances_train2014.json", "instances_train2017.json"]
     coco = read_coco(find_file(folder, names, __doc__))
     pictures = Pictures.below(folder, "train2014", "train2017")
-    return {"train": Source(file, read_records(file), functools.partial(_make, coco, pictures))}
+    return {"train": Source(file, read_records(file), functools.partial(make, coco, pictures))}
 
 
-def _make(coco: Coco, pictures: Pictures, item: Mapping[str, Any]) -> Record:
+def make(coco: Coco, pictures: Pictures, item: Mapping[str, Any]) -> Record:
+    """The record of one conversation.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is damaged, or has another number of <seg> than of id lists.
+    """
     chat = read_chat(item["conversations"])
     key = "q_gd_ls" if "q_gd_ls" in item else "gd_ls"
     grounded = item.get(key)
