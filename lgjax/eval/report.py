@@ -22,7 +22,8 @@ Cell = str | int | float | None
 MARKDOWN, HTML, SCORES, PICTURES = "report.md", "report.html", "scores.json", "worst"
 _MAX_SIDE = 1024
 _STYLE = """
-body{margin:0 auto;padding:1rem;max-width:70rem;background:#181818;color:#ebebeb;font:16px/1.5 system-ui,sans-serif}
+body{margin:0 auto;padding:1rem;max-width:70rem;background:#181818;color:#ebebeb}
+body{font:16px/1.5 system-ui,sans-serif}
 table{border-collapse:collapse;margin:.5rem 0 1.5rem;display:block;overflow-x:auto}
 th,td{padding:.2rem .8rem;text-align:right;border-bottom:1px solid #444}
 th:first-child,td:first-child{text-align:left}
@@ -172,7 +173,8 @@ def _figure(example: Example) -> str:
     image.thumbnail((_MAX_SIDE, _MAX_SIDE))
     image.save(file, "JPEG", quality=88)
     code, title = base64.b64encode(file.getvalue()).decode(), html.escape(example.title)
-    return f'<figure><figcaption>{title}</figcaption><img alt="{title}" src="data:image/jpeg;base64,{code}"></figure>'
+    drawn = f'<img alt="{title}" src="data:image/jpeg;base64,{code}">'
+    return f"<figure><figcaption>{title}</figcaption>{drawn}</figure>"
 
 
 def _shown(cell: Cell) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,11 +25,12 @@ PREDICTIONS = "predictions"
 
 
 def predictions_for(
-    running: Running, questions: Sequence[Question], **options: Any
+    running: Running, questions: Sequence[Question], part: str = "", **options: Any
 ) -> list[tuple[Question, Prediction]] | None:
     """Every question with its prediction: read from --predictions, or made by --checkpoint.
 
-    options: fields of `lgjax.infer.request.Options` that a benchmark fixes. None: the other processes of the
+    part: the folder within, where a benchmark makes several runs; options: fields of
+    `lgjax.infer.request.Options` that a benchmark fixes. None: the other processes of the
     run have not made their part yet.
 
     Raises:
@@ -40,11 +42,11 @@ def predictions_for(
             "name either a checkpoint (--checkpoint DIR) or predictions (--predictions FILE_OR_DIR)"
         )
     questions = running.limited(questions)
-    folder = running.predictions
+    folder = None if running.predictions is None else running.predictions / part
     if folder is None:
         if running.out is None:
             raise ValueError("--checkpoint needs --out DIR, the folder for predictions and report")
-        folder = running.out / PREDICTIONS
+        folder = running.out / PREDICTIONS / part
         if missing := make(running, questions, folder, **options):
             print(f"wrote this part to {folder}; {missing} shards of other processes are missing")
             return None
@@ -106,6 +108,7 @@ def copies(running: Running) -> int:
     return max(1, jax.device_count() // (running.fsdp * running.tensor))
 
 
+@functools.lru_cache(maxsize=1)
 def load(running: Running) -> GroundedChat:
     """Load the checkpoint, a copy on each group of --fsdp x --tensor devices."""
     mesh = None

@@ -53,6 +53,7 @@ class Running:
         return questions[: self.limit]
 
 
+NOTHING_CHOSEN = Running()
 Shared = Annotated[Running, tyro.conf.arg(name="")]  # its options stand beside those of the command
 
 
