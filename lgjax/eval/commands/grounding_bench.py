@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from lgjax.eval.asking import Asking
+from lgjax.eval.model_options import ModelOptions
 from lgjax.eval.running import Shared
 
 File = Annotated[Path, tyro.conf.arg(metavar="FILE")]
@@ -21,7 +21,7 @@ def grounding_bench(
     questions: File,
     annotations: File,
     running: Shared,
-    judge: Asking,
+    judge: ModelOptions,
     records: MaybeFile = None,
     images: Folder = None,
     category: str = "detail",
