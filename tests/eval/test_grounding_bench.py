@@ -9,7 +9,7 @@ import re
 import numpy as np
 import PIL.Image
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lgjax.cli import main
@@ -43,6 +43,7 @@ def all_right(references) -> dict:
     return {(r.phrase, r.entity.id): True for r in references if r.entity is not None}
 
 
+@settings(max_examples=50)
 @given(GROUNDINGS, ENTITIES, st.randoms())
 def test_counts_against_counting(groundings, entities, random):
     references = bench.match(groundings, entities)
@@ -60,6 +61,7 @@ def test_counts_against_counting(groundings, entities, random):
     assert 0 <= min(counts.precision, counts.recall) <= counts.f1 <= max(counts.precision, counts.recall) <= 1
 
 
+@settings(max_examples=50)
 @given(GROUNDINGS, ENTITIES, st.randoms())
 def test_order_does_not_matter(groundings, entities, random):
     """Of phrases, of their boxes, and (with all verdicts right) of answers."""
@@ -78,6 +80,7 @@ def test_order_does_not_matter(groundings, entities, random):
     assert dataclasses.astuple(bench.macro(other)) == pytest.approx(dataclasses.astuple(bench.macro(counts)))
 
 
+@settings(max_examples=50)
 @given(GROUNDINGS, ENTITIES.filter(bool), st.data())
 def test_a_right_box_more_never_lowers_recall(groundings, entities, data):
     entity = data.draw(st.sampled_from(entities))
@@ -89,6 +92,7 @@ def test_a_right_box_more_never_lowers_recall(groundings, entities, data):
     assert higher.tp_pred == lower.tp_pred + 1
 
 
+@settings(max_examples=50)
 @given(GROUNDINGS, ENTITIES)
 def test_deduplication_keeps_the_best_box_of_each_entity(groundings, entities):
     every = bench.match(groundings, entities)

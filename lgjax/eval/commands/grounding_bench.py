@@ -55,6 +55,7 @@ def grounding_bench(
     from lgjax.eval.bench_answers import Pictures
     from lgjax.eval.bench_run import Measure, collect, judge_of, plan, score
     from lgjax.eval.judge import write_verdicts
+    from lgjax.eval.llm_judge import ModelJudge
     from lgjax.eval.question_file import of_category, read_questions
     from lgjax.eval.report import finish
 
@@ -68,8 +69,12 @@ def grounding_bench(
     if dry_run:
         print(plan(tagged, judge))
         return
-    judging = judge_of(verdicts, judge, asked, pictures.coco.categories.values())
+    client = judge.client() if judge.model else None
+    model = ModelJudge(client, judge.model) if client and judge.model else None
+    judging = judge_of(verdicts, model, asked, pictures.coco.categories.values())
     runs = score(tagged, judging)
+    if client is not None:
+        print(client.spent)
     settings = {**found.settings, **measure.settings, "judge": judging.name, "category": category}
     drawn = None if images is None else common.Pictures.below(images, "val2014", "val2017", "train2017")
     finish(bench_report.report(runs, settings, drawn), running.out)
