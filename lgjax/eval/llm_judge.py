@@ -48,7 +48,7 @@ def prompt(answer: TaggedAnswer) -> str:
     for phrase, found in tags.items():
         start, end = answer.groundings[phrase].span
         tag = f")[P{phrase + 1}: {', '.join(found)}]"
-        # at one place: what ends there, the shorter first, then bare marks, then what begins, the longer first
+        # at one place: ends, the shorter first, then bare marks, then beginnings, the longer first
         inserted += (
             [(start, 2, -end, "("), (end, 0, -start, tag)] if end > start else [(start, 1, 0, f"({tag}")]
         )
