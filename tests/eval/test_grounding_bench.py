@@ -58,7 +58,8 @@ def test_counts_against_counting(groundings, entities, random):
                 found.add(ious.index(max(ious)))
     boxes = sum(len(grounding.boxes) for grounding in groundings)
     assert dataclasses.astuple(counts) == (boxes, len(entities), right, len(found))
-    assert 0 <= min(counts.precision, counts.recall) <= counts.f1 <= max(counts.precision, counts.recall) <= 1
+    shares = counts.precision, counts.recall
+    assert 0 <= min(shares) <= counts.f1 + 1e-9 <= max(shares) + 2e-9 <= 1 + 2e-9
 
 
 @settings(max_examples=50)
@@ -375,6 +376,22 @@ def test_options_that_make_no_sense(options, message, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(tmp_path, *options, predictions=path)
     one_line(capsys, message)
+
+
+def test_faulty_annotations_and_missing_pictures(tmp_path, capsys):
+    path = files.write_predictions(tmp_path / "p.jsonl", files.predict(lambda box, _: [box]))
+    with pytest.raises(SystemExit):
+        run(tmp_path, "--images", tmp_path, predictions=path)
+    one_line(capsys, "questions.jsonl, line 1: there is no picture .*000000000544.jpg")
+    for change, message in (
+        ({"category_id": 999}, "annotation .* is of no category of the file"),
+        ({"bbox": [1, 2, float("nan"), 4]}, "picture '.*' has an annotation without a box"),
+    ):
+        coco = {**files.COCO, "annotations": [{**files.COCO["annotations"][0], **change}]}
+        (tmp_path / "coco.json").write_text(json.dumps(coco))
+        with pytest.raises(SystemExit):
+            run(tmp_path, "--annotations", tmp_path / "coco.json", predictions=path)
+        one_line(capsys, message)
 
 
 def test_nothing_to_score_is_said(tmp_path, capsys):
