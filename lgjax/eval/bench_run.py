@@ -9,7 +9,6 @@ from typing import Any
 
 from lgjax.eval import predictions
 from lgjax.eval.answers import answers_for, pair, settings_of
-from lgjax.eval.asking import Asking
 from lgjax.eval.bench_answers import BenchAnswer, Pictures, of_prediction, of_record, tag
 from lgjax.eval.bench_report import Scored
 from lgjax.eval.grounding_bench import TaggedAnswer
@@ -17,6 +16,7 @@ from lgjax.eval.grounding_bench import score as add_up
 from lgjax.eval.judge import Judge, VerdictFile, WordJudge
 from lgjax.eval.llm_judge import ModelJudge, request_of
 from lgjax.eval.mentions import Reader
+from lgjax.eval.model_options import ModelOptions
 from lgjax.eval.predictions import Prediction
 from lgjax.eval.question_file import FileQuestion
 from lgjax.eval.records import read_records
@@ -126,31 +126,32 @@ def _check(thresholds: Sequence[float], prediction: Prediction) -> None:
 
 
 def judge_of(
-    verdicts: Path | None, asking: Asking, questions: Sequence[FileQuestion], categories: Iterable[str]
+    verdicts: Path | None,
+    model: ModelJudge | None,
+    questions: Sequence[FileQuestion],
+    categories: Iterable[str],
 ) -> Judge:
-    """The judge that the options name: a file of verdicts, a language model, or words.
+    """The judge that was named: a file of verdicts, a language model, or else words.
 
     Raises:
-        ValueError: two of them, or a model that cannot be asked.
+        ValueError: two are named.
     """
-    if verdicts is not None and asking.model:
+    if verdicts is not None and model is not None:
         raise ValueError("--verdicts and --judge.model are two judges; name one of them")
     if verdicts is not None:
         return VerdictFile(verdicts, frozenset(question.id for question in questions))
-    if asking.model:
-        return ModelJudge(asking.client(), asking.model)
-    return WordJudge(Reader(categories, groups=True))
+    return model or WordJudge(Reader(categories, groups=True))
 
 
-def plan(runs: Sequence[At], asking: Asking) -> str:
+def plan(runs: Sequence[At], options: ModelOptions) -> str:
     """What asking a model about these answers would take, in words; nothing is sent.
 
     Raises:
         ValueError: no model is named.
     """
-    if not asking.model:
+    if not options.model:
         raise ValueError("--dry-run says what a model would cost; name one with --judge.model")
-    return asking.plan([request_of(a, asking.model) for _, answers in runs for a in answers if a.pairs])
+    return options.plan([request_of(a, options.model) for _, answers in runs for a in answers if a.pairs])
 
 
 def score(runs: Sequence[At], judge: Judge) -> list[Scored]:

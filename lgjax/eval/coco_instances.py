@@ -38,7 +38,7 @@ from lgjax.eval.predict import REGION_MASKS
 from lgjax.eval.predictions import Prediction
 from lgjax.eval.rle import Rle
 from lgjax.eval.segmentation import Instance
-from lgjax.infer.regions import Box, Click, Region
+from lgjax.infer.regions import Box, Click
 
 Prompts = Literal["names", "description", "boxes", "clicks"]
 SAME = 0.5  # IoU above which two instances of a class are one thing
@@ -140,7 +140,7 @@ class Asked(NamedTuple):
     image: str
     picture: int
     category: int | None
-    region: Region | None = None
+    region: Click | Box | None = None
     target: Rle | None = None
 
 

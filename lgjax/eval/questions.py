@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lgjax.data.images import ImageSize, check_shape, image_size
-from lgjax.infer.regions import Region, prompt_of
+from lgjax.infer.regions import Box, Click, prompt_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Question:
     image: str
     path: Path
     text: str
-    regions: tuple[Region, ...] = ()
+    regions: tuple[Click | Box, ...] = ()
     answer: str | None = None
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 

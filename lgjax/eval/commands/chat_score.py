@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from lgjax.eval.asking import Asking
+from lgjax.eval.model_options import ModelOptions
 from lgjax.eval.running import Shared
 
 MaybeFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
@@ -16,7 +16,7 @@ MaybeFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 def chat_score(
     *,
     running: Shared,
-    reviewer: Asking,
+    reviewer: ModelOptions,
     reviews: MaybeFile = None,
     questions: MaybeFile = None,
     context: MaybeFile = None,
