@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 
 class Message(NamedTuple):
@@ -74,6 +74,7 @@ class Pending(NamedTuple):
 Outcome = Reply | Failure | Pending
 
 
+@runtime_checkable
 class LanguageModel(Protocol):
     """Something that answers requests."""
 
