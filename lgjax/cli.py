@@ -13,6 +13,7 @@ import tyro
 from lgjax import __version__
 from lgjax.annotate import cli as annotate
 from lgjax.data import cli as data
+from lgjax.eval import cli as evaluate
 from lgjax.train import cli as train
 
 DESCRIPTION = """Grounded visual chat: ask about a picture, get an answer whose phrases have boxes and masks.
@@ -22,6 +23,7 @@ DESCRIPTION = """Grounded visual chat: ask about a picture, get an answer whose 
   lgjax data build lg_coco --from coco --to data/lg_coco
   lgjax annotate run --instances instances.json --chats chats.json --to mine    grounded chat of your own
   lgjax train --config configs/stage1.py       train a stage (--help, --dry-run)
+  lgjax eval scenes --checkpoint model         measure a checkpoint
   lgjax checkpoint runs/stage1 model           the model of a run that was not finished
   lgjax --version                              which version this is
 """
@@ -196,6 +198,7 @@ def checkpoint(
 
 
 app.command(data.app, name="data", help=data.HELP)
+app.command(evaluate.app, name="eval", help=evaluate.HELP)
 app.command(annotate.app, name="annotate", help=annotate.HELP)
 
 

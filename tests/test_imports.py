@@ -21,9 +21,10 @@ ALLOWED = {
     "convert": {"config", "models", "parallel", "text"},
     "infer": {"config", "models", "parallel", "text", "data", "convert", "draw"},
     "train": {"config", "data", "losses", "models", "parallel", "convert", "infer", "text", "draw"},
+    "eval": {"config", "convert", "data", "infer", "llm", "text", "draw", "parallel"},
     "draw": {"text"},
     "terminal": {"config", "convert", "draw", "infer", "parallel"},
-    "cli": {"terminal", "annotate", "convert", "data", "infer", "train"},
+    "cli": {"terminal", "annotate", "convert", "data", "eval", "infer", "train"},
     "__main__": {"cli"},
     "__init__": {"infer", "config"},
 }

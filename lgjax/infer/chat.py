@@ -80,30 +80,38 @@ class GroundedChat:
         texts: Sequence[str],
         regions: Sequence[Regions] | None = None,
         *,
+        answers: Sequence[str | None] | None = None,
         batch_size: int = 8,
         **options: Any,
     ) -> list[Answer]:
         """Ask one question about each picture, `batch_size` at a time; the answers are those of `ask`.
 
+        answers: for each row a text to ground instead of a generated one, or None. On a mesh with several
+        copies of the model (its axis "data") each takes its part of the rows.
+
         Raises:
             ValueError: the lists differ in length; or as `ask`, with the number of the row.
         """
         regions = [None] * len(texts) if regions is None else regions
+        forced = [options.pop("answer", None)] * len(texts) if answers is None else answers
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size} must be at least 1")
-        if not len(pictures) == len(texts) == len(regions):
-            counts = f"{len(pictures)} pictures, {len(texts)} texts and {len(regions)} regions"
-            raise ValueError(f"{counts}: give one of each for every row")
-        chosen, answers = Options(**options), []
+        if not len(pictures) == len(texts) == len(regions) == len(forced):
+            counts = f"{len(pictures)} pictures, {len(texts)} texts, {len(regions)} regions"
+            raise ValueError(f"{counts} and {len(forced)} answers: give one of each for every row")
+        chosen, found = Options(**options), []
         for first in range(0, len(texts), batch_size):
             requests = []
             for row in range(first, min(first + batch_size, len(texts))):
                 try:
-                    requests.append(self.start(pictures[row]).request(texts[row], regions[row], chosen)[0])
+                    own = dataclasses.replace(chosen, answer=forced[row])
+                    requests.append(self.start(pictures[row]).request(texts[row], regions[row], own)[0])
                 except (ValueError, OSError) as error:
                     raise ValueError(f"row {row}: {error}") from error
-            answers += run(self.model, requests).answers
-        return answers
+            # a row that stands in for none fills the last device's part
+            filled = [*requests, *[requests[-1]] * (-len(requests) % self.model.copies)]
+            found += run(self.model, filled).answers[: len(requests)]
+        return found
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -14,8 +14,9 @@ import numpy as np
 from lgjax import config as configs
 from lgjax.convert import fingerprint, meta, store, verify
 from lgjax.infer.request import Model
-from lgjax.models.llava_grounding import init_params
+from lgjax.models.llava_grounding import init_params, logical_axes
 from lgjax.models.matmul import bfloat16_bits
+from lgjax.parallel.rules import shardings
 from lgjax.text.tokenizer import Tokenizer
 
 DEBUG = "debug"
@@ -43,7 +44,7 @@ def load_model(source: str | Path, *, dtype: str = "auto", mesh: jax.sharding.Me
         raise ValueError(f"dtype '{dtype}' is none of auto, float32, bfloat16")
     use_compilation_cache()
     if str(source) == DEBUG and not Path(source).exists():
-        return debug_model()
+        return debug_model(mesh)
     folder = Path(source)
     if not folder.exists():
         raise FileNotFoundError(
@@ -68,7 +69,7 @@ def load_model(source: str | Path, *, dtype: str = "auto", mesh: jax.sharding.Me
         params = bfloat16_bits(params)
     compute = jnp.dtype(jnp.float32) if on_cpu else chosen
     config = _without_missing(checkpoint.config, found.parts)
-    return Model(config, params, tokenizer, compute, compute)
+    return Model(config, params, tokenizer, compute, compute, mesh)
 
 
 def choose_dtype(found: meta.Meta, mesh: jax.sharding.Mesh | None) -> np.dtype:
@@ -93,11 +94,14 @@ def _without_missing(config: configs.ModelConfig, parts: tuple[str, ...]) -> con
     return dataclasses.replace(config, **absent)
 
 
-def debug_model() -> Model:
+def debug_model(mesh: jax.sharding.Mesh | None = None) -> Model:
     """The preset `debug`: fresh weights of seed 0, and the tokenizer of 803 ids that the package ships."""
     config = configs.debug()
     shipped = importlib.resources.files("lgjax") / "assets" / "debug_tokenizer.model"
     with importlib.resources.as_file(shipped) as file:
         tokenizer = Tokenizer.from_model_file(file)
     compute = jnp.dtype(jnp.float32)
-    return Model(config, init_params(config, 0), tokenizer, compute, compute)
+    params = init_params(config, 0)
+    if mesh is not None:
+        params = jax.device_put(params, shardings(params, logical_axes(config), mesh))
+    return Model(config, params, tokenizer, compute, compute, mesh)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
-from jaxtyping import Bool, Float32
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Float32, UInt8
 
 from lgjax.config import ModelConfig
 from lgjax.data import images
@@ -27,10 +30,10 @@ class Options:
     """How to answer.
 
     ground: add "(with grounding)" to the question when it is missing; threshold: a query answers for a phrase
-    above this probability, None keeps the best one alone; queries: object queries, 1 to 900, None for the
-    model's own number; temperature 0 is greedy, otherwise ids are drawn from the nucleus of mass `top_p` with
-    `seed`; max_tokens: most new tokens; stop: a text, or several, that end the answer where they begin;
-    answer: a text with grounding tokens to ground instead of a generated one.
+    above this probability, None keeps the best one alone; keep: at most so many of the best; queries: object
+    queries, 1 to 900, None for the model's own number; temperature 0 is greedy, otherwise ids are drawn from
+    the nucleus of mass `top_p` with `seed`; max_tokens: most new tokens; stop: a text, or several, that end
+    the answer where they begin; answer: a text with grounding tokens to ground instead of a generated one.
 
     Raises:
         ValueError: a value out of its range.
@@ -38,6 +41,7 @@ class Options:
 
     ground: bool = True
     threshold: float | int | None = 0.2
+    keep: int | None = None
     queries: int | None = None
     temperature: float | int = 0.0
     top_p: float | int = 1.0
@@ -55,6 +59,8 @@ class Options:
         wrong = None
         if self.threshold is not None and not 0 <= self.threshold < 1:
             wrong = f"threshold {self.threshold} must be None or within [0, 1)"
+        elif self.keep is not None and self.keep < 1:
+            wrong = f"keep {self.keep} must be at least 1"
         elif self.queries is not None and not 1 <= self.queries <= 900:
             wrong = f"queries {self.queries} must be 1 to 900"
         elif not 0 <= self.temperature < float("inf"):
@@ -73,18 +79,35 @@ class Options:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """A loaded checkpoint: configuration, parameters, tokenizer, and the types to compute in."""
+    """A loaded checkpoint: configuration, parameters, tokenizer, the types to compute in, and the mesh over
+    which the parameters lie (None: one device)."""
 
     config: ModelConfig
     params: dict
     tokenizer: Tokenizer
     dtype: Any
     cache_dtype: Any
+    mesh: jax.sharding.Mesh | None = None
 
     @property
     def llama(self) -> Llama:
         """The language model as a module."""
         return Llama(self.config.llama, self.dtype)
+
+    @property
+    def copies(self) -> int:
+        """Copies of the parameters on the mesh; a batch of a multiple of them is shared out between them."""
+        return 1 if self.mesh is None else self.mesh.shape["data"]
+
+    def shares_out(self, rows: int) -> bool:
+        """Whether so many rows are shared out between the copies."""
+        return self.copies > 1 and rows % self.copies == 0
+
+    def share_out(self, arrays: Any) -> Any:
+        """Lay the rows of arrays over the copies, where they can be shared out evenly."""
+        if self.mesh is None or not self.shares_out(len(jax.tree.leaves(arrays)[0])):
+            return arrays
+        return jax.device_put(arrays, NamedSharding(self.mesh, PartitionSpec("data")))
 
 
 class View:
@@ -98,8 +121,7 @@ class View:
     def tokens(self) -> jax.Array:
         """Image tokens of the language model, [1, n, d]."""
         model = self._model
-        pixels = images.clip_preprocess(self.image, model.config.clip.image_size)
-        return engine.encode_clip(model.config, model.params, pixels[None])
+        return engine.encode_clip(model.config, model.params, self.pixels(model.config.clip.image_size))
 
     @functools.cached_property
     def features(self) -> PixelFeatures:
@@ -111,7 +133,7 @@ class View:
         model = self._model
         if model.config.grounding is None:
             raise ValueError("this checkpoint has no grounding model, so phrases cannot get boxes and masks")
-        canvas = self._canvas(model.config.grounding.image_size)
+        canvas = self.canvas(model.config.grounding.image_size)
         return engine.encode_grounding(model.config, model.params, canvas)
 
     @functools.cached_property
@@ -124,11 +146,36 @@ class View:
         model = self._model
         if model.config.prompt is None:
             raise ValueError("this checkpoint has no visual-prompt model, so it cannot read clicks and boxes")
-        canvas = self._canvas(model.config.prompt.image_size)
+        canvas = self.canvas(model.config.prompt.image_size)
         return engine.encode_prompting(model.config, model.params, canvas)
 
-    def _canvas(self, side: int) -> np.ndarray:
+    def pixels(self, side: int) -> Float32[np.ndarray, "1 side side 3"]:
+        """What CLIP sees."""
+        return images.clip_preprocess(self.image, side)[None]
+
+    def canvas(self, side: int) -> UInt8[np.ndarray, "1 side side 3"]:
+        """What the grounding and the visual-prompt model see."""
         return images.square_canvas(self.image, side)[0][None]
+
+
+def tokens_of(model: Model, views: Sequence[View]) -> Float[Array, "b n d"]:
+    """Image tokens of several pictures; where the rows are shared out each device makes its own."""
+    if not model.shares_out(len(views)):
+        return jnp.concatenate([view.tokens for view in views])
+    pixels = np.concatenate([view.pixels(model.config.clip.image_size) for view in views])
+    return engine.encode_clip(model.config, model.params, model.share_out(pixels))
+
+
+def features_of(model: Model, views: Sequence[View]) -> PixelFeatures:
+    """Features of the grounding model, as `tokens_of`.
+
+    Raises:
+        ValueError: see `View.features`.
+    """
+    if model.config.grounding is None or not model.shares_out(len(views)):
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts), *[view.features for view in views])
+    canvas = np.concatenate([view.canvas(model.config.grounding.image_size) for view in views])
+    return engine.encode_grounding(model.config, model.params, model.share_out(canvas))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 from lgjax.data import images
 from lgjax.infer import engine, generate
 from lgjax.infer.answer import Answer, Phrase
-from lgjax.infer.request import Model, Options, Request
+from lgjax.infer.request import Model, Options, Request, features_of, tokens_of
 from lgjax.infer.select import select_queries
 from lgjax.models.llama import Cache, Llama, init_cache
 from lgjax.models.splice import BatchPlan, RowPlan, plan_batch, splice
@@ -79,21 +79,24 @@ def _prefill(
 ) -> tuple[Float[Array, "b d"], Cache]:
     room = max(len(request.plan.tokens) for request in requests)
     room = generate.coarse_bucket(room + generate.bucket(max(r.options.max_tokens for r in requests)))
-    held = init_cache(model.config.llama, len(requests), room, model.cache_dtype) if cache is None else cache
+    held = cache
+    if held is None:
+        held = model.share_out(init_cache(model.config.llama, len(requests), room, model.cache_dtype))
     if (missing := room - generate.cache_length(held)) > 0:
         held = jax.tree.map(lambda part: jnp.pad(part, ((0, 0), (0, 0), (0, missing), (0, 0))), held)
     suffixes = [_suffix(request.plan, request.start) for request in requests]
     length = generate.coarse_bucket(max(len(suffix.tokens) for suffix in suffixes))
     plan = plan_batch(suffixes, length)
-    tokens = jnp.concatenate([request.view.tokens for request in requests])
+    lengths = np.asarray(plan.lengths)
+    tokens = tokens_of(model, [request.view for request in requests])
     width = model.config.llama.hidden_size
     most = generate.bucket(max(len(request.objects) for request in requests), 4)
     objects = np.zeros((len(requests), most, width), np.float32)
     for row, request in enumerate(requests):
         objects[row, : len(request.objects)] = request.objects
+    plan, objects = model.share_out((plan, objects))
     embeds = embed(model.llama, model.params["llama"], plan, tokens, objects)
     starts = np.asarray([request.start for request in requests], np.int32)
-    lengths = np.asarray(plan.lengths)
     return generate.prefill(model.llama, model.params["llama"], embeds, lengths, held, starts)
 
 
@@ -183,12 +186,13 @@ def ground(
     for row, found in enumerate(states):
         phrases[row, : len(found)] = found
     mask = np.arange(room)[None] < np.asarray([len(found) for found in states])[:, None]
-    features = jax.tree.map(lambda *parts: jnp.concatenate(parts), *[r.view.features for r in requests])
+    features = features_of(model, [request.view for request in requests])
     queries = requests[0].options.queries or grounding.num_queries
+    phrases, mask = model.share_out((phrases, mask))
     out = engine.ground(model.config, model.params, features, phrases, mask, queries)
     probabilities, boxes, embedding = np.asarray(out[0]), np.asarray(out[1]), out[2]
     chosen = [
-        select_queries(probabilities[row][:, : len(found)], request.options.threshold)
+        select_queries(probabilities[row][:, : len(found)], request.options.threshold, request.options.keep)
         for row, (request, found) in enumerate(zip(requests, states, strict=True))
     ]
     # masks are made for the chosen queries alone, each once

@@ -7,14 +7,24 @@ from jaxtyping import Array, Float, Int
 
 
 def select_queries(
-    probabilities: Float[Array, "q p"] | Float[np.ndarray, "q p"], threshold: float | None
+    probabilities: Float[Array, "q p"] | Float[np.ndarray, "q p"],
+    threshold: float | None,
+    keep: int | None = None,
 ) -> list[Int[np.ndarray, " _"]]:
     """Queries of each phrase: those with a probability strictly above `threshold`, in query order.
 
     probabilities are a softmax over the queries; `threshold` None keeps the best query alone. At a
-    threshold t a phrase has at most ceil(1 / t) - 1 queries. Source: spec/grounding_model.md 6.
+    threshold t a phrase has at most ceil(1 / t) - 1 queries; `keep` leaves at most so many of the best.
+    Source: spec/grounding_model.md 6.
     """
     scores = np.asarray(probabilities)
     if threshold is None:
         return [np.asarray([best]) for best in scores.argmax(0)]
-    return [np.flatnonzero(column > threshold) for column in scores.T]
+    chosen = [np.flatnonzero(column > threshold) for column in scores.T]
+    if keep is None:
+        return chosen
+    best = [
+        np.argsort(-column[queries], kind="stable")[:keep]
+        for column, queries in zip(scores.T, chosen, strict=True)
+    ]
+    return [np.sort(queries[some]) for queries, some in zip(chosen, best, strict=True)]

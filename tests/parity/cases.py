@@ -48,6 +48,13 @@ def indexed(kind: str) -> dict[str, dict]:
     return found
 
 
+def metric_cases(metric: str) -> list[dict]:
+    """Worked examples of one metric in all `*metrics*_cases.json`."""
+    indexes = files("*metrics*_cases.json") or [OWN / "metrics_cases.json"]
+    cases = [case for index in indexes for case in json.loads(index.read_text())["cases"]]
+    return [case for case in cases if case["metric"] == metric]
+
+
 def weights_seed(prefix: str) -> int:
     """Seed of the synthetic weights that the indexes of a part name."""
     seeds = {

@@ -1,0 +1,1 @@
+"""Scores of a checkpoint: what it predicts, how it is measured, what a report shows."""
