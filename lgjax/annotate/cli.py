@@ -152,7 +152,9 @@ def _say_costs(asked: Any, limits: Limits) -> None:
     else:
         print(f"asked: {asked.spent}")
     count, prompt, completion = asked.cache.total()
-    money = f", {limits.money(prompt, completion):.2f} paid" if limits.price_in or limits.price_out else ""
+    money = (
+        f", {limits.money(prompt, completion):.2f} of money" if limits.price_in or limits.price_out else ""
+    )
     print(f"the whole run so far: {count:,} answers, {prompt:,} + {completion:,} tokens{money}")
 
 
