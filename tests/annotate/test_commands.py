@@ -119,7 +119,8 @@ def test_batch_files_from_the_command(pictures, tmp_path, capsys):
 
 def test_marked_chat_and_regions_are_built(chatted, tmp_path):
     for name, source in (("lg_visual_prompt", chatted), ("lg_instruct", chatted / "marked")):
-        main(["data", "build", name, "--from", str(source), "--to", str(tmp_path / name), "--workers", "1"])
+        file = ["--file", "chat.json"] if name == "lg_instruct" else []
+        main(["data", "build", name, "--from", str(source), "--to", str(tmp_path / name), *file])
     regions = Dataset(tmp_path / "lg_visual_prompt")
     assert [len(record.regions) for record in regions] == [3, 1]
     marked = Dataset(tmp_path / "lg_instruct")
@@ -134,7 +135,19 @@ def test_a_batch_of_stage_2_is_made_of_it(captioned, chatted, tmp_path):
     main(
         ["data", "build", "lg_gvc", "--from", str(captioned), "--to", str(tmp_path / "gvc"), "--workers", "1"]
     )
-    main(["data", "build", "lg_instruct", "--from", str(chatted / "marked"), "--to", str(tmp_path / "text")])
+    main(
+        [
+            "data",
+            "build",
+            "lg_instruct",
+            "--from",
+            str(chatted / "marked"),
+            "--to",
+            str(tmp_path / "text"),
+            "--file",
+            "chat.json",
+        ]
+    )
     built = Dataset(tmp_path / "gvc")
     assert (
         len(built) == 134 and sum(len(phrase.objects) for record in built for phrase in record.phrases) == 364
