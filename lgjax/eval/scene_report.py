@@ -31,9 +31,12 @@ from lgjax.eval.scenes import (
     share,
     total,
 )
+from lgjax.eval.sweep import AtQueries, by_queries
 from lgjax.eval.ungrounded import Judged, curve, judged
+from lgjax.infer.request import Options
 
 WORST = 10
+TOLD: Part = "descriptions"
 THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9)
 # how each part is asked; descriptions keep all that the lowest threshold asks for, and are cut to the others
 OPTIONS: Mapping[Part, Mapping[str, Any]] = {
@@ -45,15 +48,20 @@ OPTIONS: Mapping[Part, Mapping[str, Any]] = {
 Answers = list[tuple[Question, Prediction]]
 
 
-def measure(running: Running, split: Split, seed: int, count: int, config: SceneConfig) -> Report | None:
+def measure(
+    running: Running, split: Split, seed: int, count: int, config: SceneConfig, queries: Sequence[int] = ()
+) -> Report | None:
     """Ask about scenes and score the answers; None while other processes have parts to make.
 
-    Pictures and predictions are kept in the folder of --out, where there is one.
+    queries: describe with each of these numbers of object queries, too. Pictures and predictions are kept in
+    the folder of --out, where there is one.
 
     Raises:
         ValueError: see `held_out` and `predictions_for`.
     """
-    held = held_out(split, seed, count, config)
+    Options(threshold=running.threshold)  # refused before anything is asked
+    held = held_out(split, seed, len(running.limited(range(count))), config)
+    running = dataclasses.replace(running, limit=None)
     with contextlib.ExitStack() as stack:
         folder = running.out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if running.predictions is None:
@@ -61,21 +69,20 @@ def measure(running: Running, split: Split, seed: int, count: int, config: Scene
         pictures = folder / "pictures"
         pictures.mkdir(parents=True, exist_ok=True)
         asked = [questions_of(one, pictures) for one in held]
-        answers: dict[Part, Answers] = {}
+        questions = {part: [question for one in asked for question in one[part]] for part in PARTS}
+        # every process makes its share of all parts
+        answers: dict[Part, Answers | None] = {}
         for part in PARTS:
-            questions = [question for one in asked for question in one[part]]
-            found = predictions_for(running, questions, part, **OPTIONS[part])
-            if found is None:
-                return None
-            answers[part] = found
-    settings = {
-        "split": split,
-        "seed": seed,
-        "scenes": count,
-        "size": config.size,
-        "styles": [*config.styles],
-    }
-    return report_of(held, answers, settings, running.threshold)
+            answers[part] = predictions_for(running, questions[part], part, **OPTIONS[part])
+        swept = by_queries(running, questions[TOLD], queries, TOLD, **OPTIONS[TOLD])
+    complete: dict[Part, Answers] = {part: pairs for part, pairs in answers.items() if pairs is not None}
+    if swept is None or len(complete) < len(PARTS):
+        return None
+    settings = {"split": split, "seed": seed, "scenes": len(held), "size": config.size}
+    report = report_of(held, complete, {**settings, "styles": [*config.styles]}, running.threshold)
+    if not swept:
+        return report
+    return dataclasses.replace(report, tables=(*report.tables, _by_queries(held, swept, running.threshold)))
 
 
 def report_of(
@@ -89,7 +96,7 @@ def report_of(
     Raises:
         ValueError: the descriptions were made with a higher threshold.
     """
-    kept = [prediction for _, prediction in answers["descriptions"]]
+    kept = [prediction for _, prediction in answers[TOLD]]
     described = [cut(prediction, threshold) for prediction in kept]
     found = [score_description(one.scene, p) for one, p in zip(held, described, strict=True)]
     rows = _questions(held, answers, found)
@@ -174,6 +181,16 @@ def _by_threshold(held: Sequence[Held], kept: Sequence[Prediction]) -> Table:
         rows.append((str(threshold), *total(found)))
     columns = ("threshold", "precision", "recall", "F1", "mask IoU", "located")
     return Table("Thresholds", columns, tuple(rows))
+
+
+def _by_queries(held: Sequence[Held], swept: Sequence[AtQueries], threshold: float | None) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for queries, pairs, seconds in swept:
+        described = [cut(prediction, threshold) for _, prediction in pairs]
+        found = [score_description(one.scene, p) for one, p in zip(held, described, strict=True)]
+        rows.append((str(queries), *total(found), seconds))
+    columns = ("queries", "precision", "recall", "F1", "mask IoU", "located", "seconds a picture")
+    return Table("Object queries", columns, tuple(rows))
 
 
 def _judged(held: Sequence[Held], kept: Sequence[Prediction]) -> list[Judged]:
