@@ -18,12 +18,25 @@ _SENTENCE = re.compile(r"\S.*?(?:[.!?]+(?=\s|$)|$)", re.DOTALL)
 _PLACES = (
     *("to the left of", "to the right of", "on the left of", "on the right of", "on the left side of"),
     *("on the right side of", "in front of", "on top of", "next to", "close to", "in the middle of"),
-    *("at the edge of", "along with", "together with", "on", "in", "at", "by", "with", "near", "above", "below"),
+    *(
+        "at the edge of",
+        "along with",
+        "together with",
+        "on",
+        "in",
+        "at",
+        "by",
+        "with",
+        "near",
+        "above",
+        "below",
+    ),
     *("under", "underneath", "beneath", "behind", "beside", "before", "against", "along", "across", "around"),
     *("between", "inside", "outside", "over", "through", "toward", "towards", "into", "onto", "from", "of"),
 )
-_LINK = rf"(?:\w+ing )?(?:{'|'.join(_PLACES)})|\w{{2,}}ing"
-_DANGLING = re.compile(rf"(?:\b(?:is|are|was|were|be|and|or|the|a|an|to|{'|'.join(_PLACES)})|,)[.!?]*$")
+_PLACE = rf"(?:{'|'.join(sorted(_PLACES, key=len, reverse=True))})"
+_LINK = rf"(?:(?:\w+ing )?{_PLACE}|\w{{2,}}ing)"  # between a phrase and what it is beside, or does
+_DANGLING = re.compile(rf"(?:\b(?:is|are|was|were|be|and|or|the|a|an|to|{_PLACE})|,)[.!?]*$")
 _SINGULAR = {"a", "an", "one", "another", "this", "that"}
 _PLURAL = {"two", "three", "four", "five", "six", "some", "several", "many", "both", "these", "those", "all"}
 _SMALL = _SINGULAR | _PLURAL | {"the", "his", "her", "its", "their"}
@@ -33,9 +46,11 @@ _AGREE = {"are": "is", "were": "was", "have": "has"}
 def flag(text: str, spans: Sequence[Span], lost: Collection[int]) -> tuple[str, list[Span]]:
     """Write `NOT_FOUND` behind the phrases with the numbers `lost`; returns the text and all spans in it."""
     ends = sorted({spans[number][1] for number in lost if spans[number][1] > spans[number][0]})
-    out = "".join(
-        text[start:end] + NOT_FOUND for start, end in zip([0, *ends[:-1]], ends, strict=True)
-    ) + text[ends[-1] if ends else 0 :]
+    out, last = "", 0
+    for end in ends:
+        out += text[last:end] + NOT_FOUND
+        last = end
+    out += text[last:]
 
     def moved(place: int, inside: bool) -> int:
         return place + len(NOT_FOUND) * sum(end < place or (end == place and not inside) for end in ends)
@@ -57,7 +72,9 @@ def drop(text: str, spans: Sequence[Span], lost: Collection[int]) -> tuple[str, 
     gone = [number for number in outer if number in set(lost)]
     taken = any(_FIRST <= ord(character) <= _LAST for character in text)
     if not gone or taken or len(outer) > _LAST - _FIRST:
-        return text, [None if n in set(lost) and end > start else (start, end) for n, (start, end) in enumerate(spans)]
+        return text, [
+            None if n in set(lost) and end > start else (start, end) for n, (start, end) in enumerate(spans)
+        ]
     outer.sort(key=lambda number: spans[number])
     code = {number: chr(_FIRST + place) for place, number in enumerate(outer)}
     coded, last = "", 0
@@ -65,7 +82,9 @@ def drop(text: str, spans: Sequence[Span], lost: Collection[int]) -> tuple[str, 
         coded += text[last : spans[number][0]] + code[number]
         last = spans[number][1]
     coded += text[last:]
-    out = _mend_all(coded, {code[number] for number in gone}, lambda c: _words(text, spans[outer[ord(c) - _FIRST]]))
+    out = _mend_all(
+        coded, {code[number] for number in gone}, lambda c: _words(text, spans[outer[ord(c) - _FIRST]])
+    )
     return _expand(out, text, spans, outer, code)
 
 
@@ -103,7 +122,9 @@ def _expand(
     for start, end in spans:
         whole = next((n for n in outer if spans[n][0] <= start and end <= spans[n][1] and end > start), None)
         if whole is None or whole not in begins:
-            found.append(None if end > start or whole is not None else (min(start, len(out)),) * 2)
+            found.append(
+                None if end > start or whole is not None else (min(start, len(out)), min(start, len(out)))
+            )
             continue
         shift = begins[whole] - spans[whole][0]
         found.append((start + shift, end + shift))
@@ -118,7 +139,7 @@ def _mend_all(coded: str, gone: Collection[str], words: Callable[[str], str]) ->
         last = match.end()
         phrases = [c for c in sentence if _FIRST <= ord(c) <= _LAST]
         kept = [c for c in phrases if c not in gone]
-        if phrases and not kept and len(phrases) > 0:
+        if phrases and not kept:
             continue
         mended = sentence if kept == phrases else _mend(sentence, gone, kept, words)
         out += (between if out else "") + mended
@@ -131,8 +152,8 @@ def _mend(sentence: str, gone: Collection[str], kept: Sequence[str], words: Call
     if not re.match(r"there (?:is|are)\b", sentence, re.IGNORECASE):
         mended = re.sub(rf"{one}(?:(?:, and |, or |, | and | or ){one})+", lambda m: _list(m, gone), mended)
         mended = re.sub(rf"^({one}) (are|were|have)\b", lambda m: _agreeing(m, words), mended)
-        ends = r"(?=\s*(?:[.,;!?]|$)| and | while )"
-        mended = re.sub(rf",? (?:{_LINK}) {lost}{ends}", "", mended)
+        mended = re.sub(rf"(?<={one}),? {_LINK} {lost}(?=[\s.,;!?]|$)", "", mended)
+        mended = re.sub(rf",? {_PLACE} {lost}(?=\s*(?:[.,;!?]|$)| and | while | {_PLACE}\b)", "", mended)
     if any(character in gone for character in mended) or _DANGLING.search(mended):
         return f"There {_is(words(kept[0]))} {_joined(kept, ' and ')}."
     return mended
