@@ -287,3 +287,17 @@ def test_questions_are_worded_as_in_training(tmp_path):
     (tmp_path / "g").mkdir()
     truths = captions.read_truth(*write_captions(tmp_path / "g"))
     assert [q.answer for q in caption_report.questions_of(truths, pictures)] == [None, None]
+
+
+def test_object_queries_beside_their_time(tmp_path):
+    splits = refer.read_samples(write_refer(tmp_path), "umd")
+    (right, wrong) = (referred(tmp_path, change) for change in (lambda rows: rows, lambda rows: []))
+    questions = referring_report.questions_of(splits, Pictures.below(tmp_path), free=False)
+    runs = {
+        (number, seconds): referring_report.by_split(splits, list(zip(questions, answers, strict=True)))
+        for number, seconds, answers in ((50, 0.5, wrong), (300, 2.0, right))
+    }
+    assert referring_report.queries_table(runs).rows == (
+        *(("50", split, 0, 0, 0, 0.5) for split in ("testA", "val")),
+        *(("300", split, 100, 100, 100, 2.0) for split in ("testA", "val")),
+    )
