@@ -19,6 +19,7 @@ Source: spec/evaluation.md 7.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,7 +34,7 @@ from lgjax.data.sources.common import read_coco
 from lgjax.eval import rle
 from lgjax.eval.boxes import box_iou
 from lgjax.eval.check import same_size
-from lgjax.eval.mentions import Lexicon
+from lgjax.eval.mentions import Reader
 from lgjax.eval.predict import REGION_MASKS
 from lgjax.eval.predictions import Prediction
 from lgjax.eval.rle import Rle
@@ -77,6 +78,26 @@ class Truth:
             Instance(one["category_id"], one["segmentation"], crowd=bool(one["iscrowd"]))
             for one in self.annotations.get(picture, [])
         ]
+
+    def about(self, asked: Sequence[Asked]) -> Truth:
+        """What these questions ask for, of their pictures, and the crowds there."""
+        ids = {question.id for question in asked}
+        pictures = {question.picture for question in asked}
+
+        def kept(one: dict[str, Any]) -> bool:
+            by_class = f"{one['image_id']}/{one['category_id']}"
+            names = {str(one["image_id"]), by_class, f"{by_class}/{one['id']}"}
+            return bool(one["iscrowd"]) or not names.isdisjoint(ids)
+
+        return dataclasses.replace(
+            self,
+            pictures={number: self.pictures[number] for number in pictures},
+            annotations={
+                picture: [one for one in some if kept(one)]
+                for picture, some in self.annotations.items()
+                if picture in pictures
+            },
+        )
 
 
 def read_truth(file: Path, limit: int | None = None) -> Truth:
@@ -192,7 +213,7 @@ class Found(NamedTuple):
     mask: Rle | None
 
 
-def found_in(question: Asked, prediction: Prediction, lexicon: Lexicon, truth: Truth) -> list[Found]:
+def found_in(question: Asked, prediction: Prediction, reader: Reader, truth: Truth) -> list[Found]:
     """The instances of one answer; see the module's text.
 
     Raises:
@@ -208,7 +229,7 @@ def found_in(question: Asked, prediction: Prediction, lexicon: Lexicon, truth: T
     for phrase in prediction.phrases:
         category = question.category
         if category is None:
-            meant = lexicon.meant(phrase.text)
+            meant = reader.meant(phrase.text)
             if len(meant) != 1:
                 continue
             category = numbers[meant.pop()]
@@ -221,14 +242,13 @@ def found_in(question: Asked, prediction: Prediction, lexicon: Lexicon, truth: T
 def _region_mask(prediction: Prediction) -> Rle:
     """What the model took the one region of a question for."""
     listed, (height, width) = prediction.extra.get(REGION_MASKS), prediction.size
-    try:
-        (code,) = listed or ()
-        return masks.encode(masks.decode(code, (width, height)))
-    except (TypeError, ValueError, AttributeError):
-        raise ValueError(
-            f"{prediction.where}: extra must hold '{REGION_MASKS}', a list of one run-length code of the "
-            "picture's size: what the model took the region for"
-        ) from None
+    if isinstance(listed, list) and len(listed) == 1:
+        with contextlib.suppress(TypeError, ValueError, AttributeError):
+            return masks.encode(masks.decode(listed[0], (width, height)))
+    raise ValueError(
+        f"{prediction.where}: extra must hold '{REGION_MASKS}', a list of one run-length code of the "
+        "picture's size: what the model took the region for"
+    )
 
 
 def _distinct(found: Sequence[Found]) -> list[Found]:

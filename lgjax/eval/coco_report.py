@@ -8,7 +8,7 @@ from pathlib import Path
 from lgjax.data.sources.common import Pictures
 from lgjax.eval import rle
 from lgjax.eval.coco_instances import Asked, Found, Prompts, Truth, found_in, results
-from lgjax.eval.mentions import Lexicon
+from lgjax.eval.mentions import Reader
 from lgjax.eval.predictions import Prediction, cut
 from lgjax.eval.questions import Question
 from lgjax.eval.report import Cell, Report, Table
@@ -61,24 +61,24 @@ def report_of(
 ) -> Report:
     """AP of boxes and masks, and panoptic quality of what is above `threshold` (None: of the best alone).
 
-    Only the pictures that were asked about are judged.
+    Only what was asked about is judged.
 
     Raises:
         ValueError: a prediction is of a picture of another size.
     """
-    lexicon = Lexicon.of(truth.categories.values())
-    found = [one for asked, _, p in answers for one in found_in(asked, p, lexicon, truth)]
-    pictures = list(dict.fromkeys(asked.picture for asked, _, _ in answers))
+    truth = truth.about([asked for asked, _, _ in answers])
+    reader = Reader(truth.categories.values())
+    found = [one for asked, _, p in answers for one in found_in(asked, p, reader, truth)]
     masked = all(one.mask is not None for one in found)
     content = truth.content()
-    boxes = coco_ap(content, results(found, "bbox"), "bbox", image_ids=pictures)
-    codes = coco_ap(content, results(found, "segm"), "segm", image_ids=pictures) if masked else {}
+    boxes = coco_ap(content, results(found, "bbox"), "bbox")
+    codes = coco_ap(content, results(found, "segm"), "segm") if masked else {}
     rows: list[tuple[Cell, ...]] = [(name, boxes[name], codes.get(name)) for name in AP_NAMES]
     tables, judged = [], []
     if masked:
         kept = [(asked, path, cut(p, threshold)) for asked, path, p in answers]
-        above = [one for asked, _, p in kept for one in found_in(asked, p, lexicon, truth)]
-        each = {picture: _quality(truth, above, picture) for picture in pictures}
+        above = [one for asked, _, p in kept for one in found_in(asked, p, reader, truth)]
+        each = {picture: _quality(truth, above, picture) for picture in truth.pictures}
         total: dict[int | str, Quality] = {}
         for one in each.values():
             for category, quality in one.items():
@@ -99,7 +99,7 @@ def report_of(
         ]
     settings = answers[0][2].settings if answers else {}
     return Report(
-        title=f"COCO instances by {prompts}: {len(pictures)} pictures",
+        title=f"COCO instances by {prompts}: {len(truth.pictures)} pictures",
         settings={
             **settings,
             "prompts": prompts,

@@ -54,6 +54,17 @@ def questions_of(splits: Mapping[str, Sequence[Sample]], pictures: Pictures, *, 
     ]
 
 
+def by_split(
+    splits: Mapping[str, Sequence[Sample]], answers: Sequence[tuple[Question, Prediction]]
+) -> dict[str, Pairs]:
+    """The samples of each split that were asked about, with their predictions."""
+    found = {question.id: prediction for question, prediction in answers}
+    return {
+        split: [(sample, found[sample.id]) for sample in samples if sample.id in found]
+        for split, samples in splits.items()
+    }
+
+
 def report_of(
     pairs: Mapping[str, Pairs],
     leaks: Mapping[str, Sequence[Leak]],
@@ -96,6 +107,17 @@ def report_of(
         notes=NOTES,
         worst=worst(judged),
     )
+
+
+def queries_table(runs: Mapping[tuple[int, float], Mapping[str, Pairs]]) -> Table:
+    """What numbers of object queries bring, and the seconds they take; runs: (queries, seconds) -> pairs."""
+    kept = ("Acc@0.5 %", "cIoU %", "mIoU %")
+    rows = []
+    for (queries, seconds), pairs in runs.items():
+        for split, some in pairs.items():
+            figures = dict(zip(MEASURES, _figures(some), strict=True))
+            rows.append((str(queries), split, *(figures[name] for name in kept), seconds))
+    return Table("Object queries", ("queries", "split", *kept, "seconds a picture"), tuple(rows))
 
 
 def _check(pairs: Pairs, free: bool) -> None:

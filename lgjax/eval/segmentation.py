@@ -28,13 +28,11 @@ def coco_ap(
     truth: Mapping[str, Any],
     found: Sequence[Mapping[str, Any]],
     kind: Literal["bbox", "segm"],
-    *,
-    image_ids: Sequence[int] | None = None,
 ) -> dict[str, float]:
     """COCOeval's twelve numbers (`AP_NAMES`), in [0, 1]; -1 where no target is in the bin.
 
     truth: the content of a COCO annotation file; found: {"image_id", "category_id", "score", "bbox" (x, y,
-    width, height) or "segmentation" (run-length code)} each; image_ids: only these pictures.
+    width, height) or "segmentation" (run-length code)} each.
 
     Raises:
         ValueError: something was found in a picture that `truth` does not have.
@@ -54,8 +52,6 @@ def coco_ap(
             results.dataset = {**truth, "annotations": []}
             results.createIndex()
         evaluator = COCOeval(coco, results, kind)
-        if image_ids is not None:
-            evaluator.params.imgIds = sorted(image_ids)
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()

@@ -166,7 +166,8 @@ def test_coco(tmp_path, prompts):
             tmp_path / "out",
         )
         boxes, masks = column(tables["Figures"], "boxes"), column(tables["Figures"], "masks")
-        assert boxes["AP"] == masks["AP"] == masks["AP50"] == masks["PQ"] == masks["SQ"] == want
+        figures = [boxes["AP"], *(masks[name] for name in ("AP", "AP50", "PQ", "SQ"))]
+        assert figures == pytest.approx([want] * 5)
         assert settings["PQ above"] == 0.2 and settings["prompts"] == prompts
         by_class = column(tables["Panoptic quality by class"], "missed")
         assert by_class == {
@@ -183,7 +184,7 @@ def test_coco_by_regions(tmp_path, capsys, prompts):
     command = ("coco", annotations, "--prompts", prompts, "--predictions")
     tables, _ = run(*command, save(tmp_path, answers.values()), tmp_path / "out")
     boxes, masks = column(tables["Figures"], "boxes"), column(tables["Figures"], "masks")
-    assert boxes["AP"] == masks["AP"] == masks["PQ"] == masks["mIoU"] == 1
+    assert [boxes["AP"], *(masks[name] for name in ("AP", "PQ", "mIoU"))] == pytest.approx([1] * 4)
     number, one = next(iter(answers.items()))
     for extra in (
         {},
@@ -193,12 +194,18 @@ def test_coco_by_regions(tmp_path, capsys, prompts):
     ):
         file = save(tmp_path, {**answers, number: replace(one, extra=extra)}.values())
         assert f"{file}, line 1: extra must hold 'region_masks'" in refused(capsys, *command, file)
-    empty = {"region_masks": [encode(np.zeros(one.size, bool))]}
-    file = save(
-        tmp_path, [replace(answer, extra=empty) for answer in answers.values() if answer.size == one.size]
-    )
-    # the pictures of other sizes are asked for, too
-    assert "questions have no prediction" in refused(capsys, *command, file)
+
+
+@pytest.mark.parametrize("prompts", ["names", "boxes"])
+def test_what_was_not_asked_for_is_not_missed(tmp_path, prompts):
+    annotations = coco_set.write(tmp_path, coco_set.content())
+    answers = coco_set.perfect(coco_instances.read_truth(annotations), prompts)
+    file = save(tmp_path, answers.values())
+    command = ("coco", annotations, "--prompts", prompts, "--predictions", file, "--limit", 1)
+    tables, _ = run(*command, tmp_path / "out")
+    figures = column(tables["Figures"], "masks")
+    assert [figures["AP"], figures["PQ"]] == pytest.approx([1, 1])
+    assert column(tables["Panoptic quality by class"], "right") == {"person": 2 if prompts == "names" else 1}
 
 
 def test_regions_stand_for_their_instances(tmp_path):
@@ -221,7 +228,8 @@ def test_coco_without_masks(tmp_path):
         for one in coco_set.perfect(truth, "names").values()
     ]
     tables, _ = run("coco", annotations, "--predictions", save(tmp_path, answers), tmp_path / "out")
-    assert column(tables["Figures"], "boxes")["AP"] == 1 and column(tables["Figures"], "masks")["AP"] is None
+    assert column(tables["Figures"], "boxes")["AP"] == pytest.approx(1)
+    assert column(tables["Figures"], "masks")["AP"] is None
     assert list(tables) == ["Figures"]
 
 
@@ -279,3 +287,17 @@ def test_questions_are_worded_as_in_training(tmp_path):
     (tmp_path / "g").mkdir()
     truths = captions.read_truth(*write_captions(tmp_path / "g"))
     assert [q.answer for q in caption_report.questions_of(truths, pictures)] == [None, None]
+
+
+def test_object_queries_beside_their_time(tmp_path):
+    splits = refer.read_samples(write_refer(tmp_path), "umd")
+    (right, wrong) = (referred(tmp_path, change) for change in (lambda rows: rows, lambda rows: []))
+    questions = referring_report.questions_of(splits, Pictures.below(tmp_path), free=False)
+    runs = {
+        (number, seconds): referring_report.by_split(splits, list(zip(questions, answers, strict=True)))
+        for number, seconds, answers in ((50, 0.5, wrong), (300, 2.0, right))
+    }
+    assert referring_report.queries_table(runs).rows == (
+        *(("50", split, 0, 0, 0, 0.5) for split in ("testA", "val")),
+        *(("300", split, 100, 100, 100, 2.0) for split in ("testA", "val")),
+    )

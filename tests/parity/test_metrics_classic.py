@@ -1,21 +1,17 @@
 """Referring, phrase grounding, COCO, panoptic quality, grounded captions and mask codes, case by case."""
 
-import json
-
 import numpy as np
 import pytest
 
 from lgjax.data import masks
 from lgjax.eval import captions, flickr, refer, referring, rle, segmentation
 from lgjax.infer.select import select_queries
-from tests.parity import cases
+from tests.parity.cases import metric_cases
 
 
-def found(*metrics):
-    """Cases of these metrics in all *metrics*.json of the parity folder."""
-    every = [case for path in cases.files("*metrics*.json") for case in json.loads(path.read_text())["cases"]]
-    mine = [case for case in every if case["metric"] in metrics]
-    return pytest.mark.parametrize("case", mine, ids=lambda case: case["id"])
+def found(metric):
+    """A test of each case of this metric."""
+    return pytest.mark.parametrize("case", metric_cases(metric), ids=lambda case: case["id"])
 
 
 def close(got, case, *keys):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -23,6 +24,7 @@ def referring(
     images: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
     free: bool = False,
     train: _Paths = (),
+    sweep_queries: tuple[int, ...] = (),
 ) -> None:
     """Measure one box (REC) and one mask (RES) for each referring sentence.
 
@@ -38,12 +40,15 @@ def referring(
         free: Let the model write its own answer.
         train: A file of training data whose pictures are looked for among those tested: refs(*).p, COCO's
             layout, or records with "image"; may be given several times.
+        sweep_queries: Ask with each of these numbers of object queries, too, for example 50 100 300, and show
+            what they bring and what time they take.
     """
     from lgjax.data.sources.common import Pictures, find_file
     from lgjax.eval import refer
-    from lgjax.eval.referring_report import questions_of, report_of
+    from lgjax.eval.referring_report import by_split, queries_table, questions_of, report_of
     from lgjax.eval.report import finish
     from lgjax.eval.run import predictions_for
+    from lgjax.eval.sweep import by_queries
 
     splits = refer.read_samples(folder, split_by, split)
     pictures = Pictures.below(images or folder, "train2014", "train2017")
@@ -51,13 +56,14 @@ def referring(
     own = find_file(folder, [f"refs({split_by}).p"], None)
     training = [path for path in dict.fromkeys((own, *train)) if path != own or "train" not in splits]
     leaks = {name: refer.leaks(samples, training) for name, samples in splits.items()}
-    found = predictions_for(running, questions, threshold=None, ground=False)
-    if found is None:
+    options: dict[str, Any] = {"threshold": None, "ground": False}
+    found = predictions_for(running, questions, **options)
+    swept = by_queries(running, questions, sweep_queries, "sentences", **options)
+    if found is None or swept is None:
         return
-    answers = {question.id: prediction for question, prediction in found}
-    paths = {question.id: question.path for question, _ in found}
-    pairs = {
-        name: [(sample, answers[sample.id]) for sample in samples if sample.id in answers]
-        for name, samples in splits.items()
-    }
-    finish(report_of(pairs, leaks, paths, split_by=split_by, free=free), running.out)
+    paths = {question.id: question.path for question in questions}
+    report = report_of(by_split(splits, found), leaks, paths, split_by=split_by, free=free)
+    if swept:
+        table = queries_table({(at.queries, at.seconds): by_split(splits, at.pairs) for at in swept})
+        report = dataclasses.replace(report, tables=(*report.tables, table))
+    finish(report, running.out)
