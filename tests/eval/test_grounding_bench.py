@@ -300,7 +300,7 @@ def one_line(capsys, message) -> None:
         ("", "questions.jsonl, line 1 is blank"),
         ([], "line 1 must be an object"),
         ({"question_id": 1}, "line 1 has no image, text"),
-        ({"question_id": 0, "image": "x.jpg", "text": ""}, "line 2: question 0 was answered before|asked"),
+        ({"question_id": 0, "image": "x.jpg", "text": ""}, "line 2: question 0 stands in .*line 1 already"),
         ({"question_id": 9, "image": "000000000001.jpg", "text": "", "category": "detail"}, "is not in"),
     ],
 )
