@@ -214,6 +214,6 @@ def open_run(out: Path) -> Run:
     run = read_run(out)
     if not (out / REPORT).is_file():
         raise ValueError(f"the run in {out} is not complete: annotate its other shards first")
-    inputs = Inputs((), read_coco(Path(run["instances"])), {})
+    inputs = Inputs((), read_coco(Path(run["instances"])))
     images = Path(run["images"]) if run["images"] else None
     return Run(list(pieces.read(out, run["pieces"])), inputs, images, read_json(out / REPORT))

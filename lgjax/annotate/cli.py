@@ -53,7 +53,8 @@ def run(
         url: Address of an endpoint like OpenAI's, for example http://localhost:8000/v1.
         write: Let the language model write conversations in this style from captions and boxes first.
         questions: Annotate the questions too: chat about regions, read by lg_visual_prompt.
-        marks: Draw numbers into the pictures too: marked chat in DIR/marked, read by lg_instruct.
+        marks: Draw numbers into the pictures too: marked chat in DIR/marked, read by lg_instruct
+            (--file chat.json).
         shard: Part I of N of the work, I from 0.
         piece: Conversations that are saved together.
         dry_run: Only count what would be asked, and what it would cost at most.
@@ -152,7 +153,9 @@ def _say_costs(asked: Any, limits: Limits) -> None:
     else:
         print(f"asked: {asked.spent}")
     count, prompt, completion = asked.cache.total()
-    money = f", {limits.money(prompt, completion):.2f} paid" if limits.price_in or limits.price_out else ""
+    money = (
+        f", {limits.money(prompt, completion):.2f} of money" if limits.price_in or limits.price_out else ""
+    )
     print(f"the whole run so far: {count:,} answers, {prompt:,} + {completion:,} tokens{money}")
 
 
@@ -223,6 +226,6 @@ def _show(report: Mapping[str, Any]) -> None:
             table.add_row(name, f"{value:,}")
     console = Console()
     console.print(table)
-    for name in ("rejected chats", "rejected texts"):
-        for reason, number in report[name].items():
+    for name, reasons in report.items():
+        for reason, number in reasons.items() if isinstance(reasons, dict) else ():
             console.print(f"{name}: {number:,} x {reason}", soft_wrap=True, markup=False, highlight=False)

@@ -19,12 +19,12 @@ from lgjax.data.sources.common import Coco, plain_name, read_coco, read_records
 class Inputs:
     """Items in the order of their file: chats, or scenes that a language model writes chats about.
 
-    files: what was read, with checksums.
+    checksums: of the files that were read.
     """
 
     items: Sequence[Chat | Scene]
     coco: Coco
-    files: Mapping[str, str]
+    checksums: tuple[str, ...] = ()
 
     def instances(self, image: str) -> tuple[Instance, ...]:
         """The instances of a picture; those without a box that lies in it are left out."""
@@ -62,15 +62,14 @@ def read_inputs(
             isinstance(entry.get(side), int | float) and entry[side] > 0 for side in ("width", "height")
         ):
             raise ValueError(f"{instances}: image {entry['file_name']} has no width and height")
-    files = {str(path.absolute()): _sha256(path) for path in (instances, chats, captions) if path}
     if chats is not None:
-        return Inputs(read_records(chats), coco, files)
+        return Inputs(read_records(chats), coco, _checksums(instances, chats))
     assert captions is not None
     named = read_coco(captions)
     if wrong := [one["id"] for some in named.annotations.values() for one in some if not _has_caption(one)]:
         raise ValueError(f"{captions}: annotation {wrong[0]} has no text 'caption'")
     known = [(entry, named.annotations.get(i, [])) for i, entry in named.images.items()]
-    inputs = Inputs((), coco, files)
+    inputs = Inputs((), coco, _checksums(instances, captions))
     if style is None:
         items: list[Chat | Scene] = [
             caption_chat(entry["file_name"], one["caption"], number)
@@ -106,6 +105,9 @@ def _instance(
     return Instance(annotation["id"], category, box, bool(annotation.get("iscrowd", 0)))
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _checksums(*paths: Path) -> tuple[str, ...]:
+    sums = []
+    for path in paths:
+        with path.open("rb") as file:
+            sums.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return tuple(sums)

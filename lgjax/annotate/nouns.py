@@ -64,15 +64,15 @@ _ADJECTIVES = (
 # words that end a phrase, and verbs that may follow a name at once
 _FUNCTION = _words(
     """
-    of in on at by to from for with without and or but nor as than then while next near behind beside between
-    under over above below along across around through into onto off out up down inside outside against among
-    amid amidst after before during about toward towards past atop beneath like likely unlike if because so
-    also very just only too together alone visible present nearby available able ready full filled topped paired
-    aboard asleep awake is are was were be been being am has have had do does did can could will would should
-    may might must not no any that which who whom whose where when there here it he she they we you i him them
-    me us himself herself itself themselves what how why either neither both set sit stand lie lay wear hold
-    ride play walk eat look seem appear watch surround fly get rest lean run wait face follow carry use swim
-    graze gather adjust
+    of in on at by to from for with without and or but nor as than then while next near behind beside
+    between under over above below along across around through into onto off out up down inside outside
+    against among amid amidst after before during about toward towards past atop beneath like likely unlike
+    if because so also very just only too together alone visible present nearby available able ready full
+    filled topped paired aboard asleep awake is are was were be been being am has have had do does did can
+    could will would should may might must not no any that which who whom whose where when there here it he
+    she they we you i him them me us himself herself itself themselves what how why either neither both set
+    sit stand lie lay wear hold ride play walk eat look seem appear watch surround fly get rest lean run
+    wait face follow carry use swim graze gather adjust
     """
 )
 # nouns that look like verbs behind a name: "bus stops", "car seats"

@@ -6,6 +6,7 @@
       llava_instruct_150k_visual_prompt.json    with questions: chat about regions, read by lg_visual_prompt
       instances_train2014_filter.json           the instances of its pictures
     marked/chat.json, marked/images/            with marks: chat about numbered marks, read by lg_instruct
+                                                (--file chat.json)
     report.json                                 counts, rejects by reason; written last
 
 Source: spec/training_and_data.md 5.3, 5.4, 9.3, 9.4, 10.
@@ -62,14 +63,17 @@ def record_of(line: Line, inputs: Inputs, images: Path) -> Record:
 def with_marks(
     out: Path, lines: Sequence[Line], items: Iterable[int], inputs: Inputs, images: Path
 ) -> list[Line]:
-    """The lines with `marked`, their chat about numbered marks, where one can be made; pictures are drawn."""
+    """The lines with `marked`, their chat about numbered marks, or `unmarked`, why there is none.
+
+    The pictures with the marks are drawn.
+    """
     done = []
     for line, item in zip(lines, items, strict=True):
         try:
             chat = marked(record_of(line, inputs, images))
             drawn = picture_of(chat)
-        except (RecordError, ValueError, OSError):
-            done.append(line)
+        except (ValueError, OSError) as error:
+            done.append({**line, "unmarked": str(error)})
             continue
         file, name = io.BytesIO(), f"{item:08d}.jpg"
         drawn.save(file, "JPEG", quality=_JPEG_QUALITY)
@@ -138,6 +142,7 @@ class _Counts:
         self.numbers: collections.Counter[str] = collections.Counter()
         self.chats: collections.Counter[str] = collections.Counter()
         self.texts: collections.Counter[str] = collections.Counter()
+        self.unmarked: collections.Counter[str] = collections.Counter()
         self.seen: dict[str, int] = {}
         self.named: set[Any] = set()
 
@@ -147,6 +152,8 @@ class _Counts:
         self.numbers["chats"] += 1
         if fault:
             self.chats[kind_of(fault)] += 1
+        elif "unmarked" in line:
+            self.unmarked[kind_of(line["unmarked"])] += 1
         if "fault" in line:
             return None
         self.seen[line["image"]] = len(inputs.instances(line["image"]))
@@ -178,6 +185,7 @@ class _Counts:
             "share of instances that are named": round(len(self.named) / instances, 4) if instances else 0.0,
             "rejected chats": dict(self.chats.most_common()),
             "rejected texts": dict(self.texts.most_common()),
+            "chats without marks": dict(self.unmarked.most_common()),
         }
 
 

@@ -63,7 +63,7 @@ class Job:
     def identity(self) -> dict[str, Any]:
         """What decides the result, as JSON values."""
         identity = {
-            "files": sorted(self.inputs.files.values()),
+            "files": self.inputs.checksums,
             **self.annotator.identity,
             "writer": None if self.writer is None else self.writer.identity,
             "questions": self.questions,

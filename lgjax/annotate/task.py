@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Marked:
     pending: bool = False
 
 
+@runtime_checkable
 class Annotator(Protocol):
     """Ties phrases to instances."""
 

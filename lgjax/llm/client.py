@@ -37,8 +37,9 @@ class Client:
         """Prepare; nothing is sent.
 
         Raises:
-            ValueError: no key in the environment, or a `base_url` that is none.
+            ValueError: see `Limits.check`; no key in the environment, or a `base_url` that is none.
         """
+        limits.check()
         if base_url is not None and not base_url.startswith(("http://", "https://")):
             raise ValueError(f"the endpoint '{base_url}' must begin with http:// or https://")
         if not os.environ.get(KEY_VARIABLE):

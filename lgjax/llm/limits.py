@@ -31,7 +31,12 @@ class Limits:
     price_out: float = 0.0
     """Price of a million tokens of answers."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            ValueError: a number that is too small, or a budget of money without prices.
+        """
         for name, value in dataclasses.asdict(self).items():
             least = 0 if name in ("retries", "price_in", "price_out") else None
             if value is not None and (value < 0 or (least is None and value == 0)):
@@ -57,13 +62,14 @@ class Spent:
 
     def __str__(self) -> str:
         tokens = f"{self.prompt_tokens:,} + {self.completion_tokens:,} tokens"
-        money = f", {self.money:.2f} paid" if self.money else ""
+        money = f", {self.money:.2f} of money" if self.money else ""
         rest = f"{self.cached:,} from the cache, {self.retries:,} retries"
         return f"{self.requests:,} answers ({tokens}{money}), {rest}"
 
 
 def estimate(requests: Sequence[Request], cache: Cache, limits: Limits) -> Spent:
     """What `Client.complete` would ask at most: each answer at its longest, no retries. Nothing is sent."""
+    limits.check()
     unique = {request.key: request for request in requests}.values()
     missing = [request for request in unique if cache.get(request.key) is None]
     prompt = sum(request.num_tokens for request in missing)

@@ -137,9 +137,9 @@ def test_faulty_options_are_one_clear_line(cache, monkeypatch):
     with pytest.raises(ValueError, match="must begin with http"):
         Client(cache, Limits(), "localhost:8000")
     with pytest.raises(ValueError, match="concurrency 0 must be above 0"):
-        Limits(concurrency=0)
+        Client(cache, Limits(concurrency=0))
     with pytest.raises(ValueError, match="needs the prices"):
-        Limits(budget_money=1)
+        Client(cache, Limits(budget_money=1))
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(ValueError, match="set OPENAI_API_KEY"):
         Client(cache, Limits())

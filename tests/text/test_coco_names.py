@@ -52,7 +52,7 @@ def test_singular_and_plural_are_told_apart():
 
 def test_categories_are_those_of_coco():
     """The sample's annotation file names all 80."""
-    file = Path(__file__).parent.parent / "annotate" / "sample" / "instances.json"
+    file = Path(__file__).parent.parent / "annotate" / "data" / "instances.json"
     assert set(SYNONYMS) == {category["name"] for category in json.loads(file.read_text())["categories"]}
 
 
