@@ -378,6 +378,29 @@ def test_options_that_make_no_sense(options, message, tmp_path, capsys):
     one_line(capsys, message)
 
 
+def test_a_checkpoint_is_asked_only_what_counts(tmp_path, monkeypatch, capsys):
+    photos = tmp_path / "val2014"
+    photos.mkdir()
+    for image in files.COCO["images"]:
+        PIL.Image.new("RGB", (image["width"], image["height"])).save(
+            photos / f"COCO_val2014_{image['file_name']}"
+        )
+    seen = []
+
+    def predictions_for(running, questions, **options):
+        seen.extend(questions)
+        return list(zip(questions, files.predict(lambda box, _: [box]), strict=True))
+
+    monkeypatch.setattr("lgjax.eval.run.predictions_for", predictions_for)
+    assert micro(run(tmp_path, "--checkpoint", "model", "--images", tmp_path)) == (1, 1, 1)
+    assert [question.id for question in seen] == list(range(6))
+    assert {question.text for question in seen} == {"Describe it."}
+    assert all(question.path.is_file() and question.extra == {"category": "detail"} for question in seen)
+    with pytest.raises(SystemExit):
+        run(tmp_path, "--checkpoint", "model")
+    one_line(capsys, "--checkpoint needs --images DIR")
+
+
 def test_faulty_annotations_and_missing_pictures(tmp_path, capsys):
     path = files.write_predictions(tmp_path / "p.jsonl", files.predict(lambda box, _: [box]))
     with pytest.raises(SystemExit):
