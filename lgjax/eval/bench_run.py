@@ -15,7 +15,7 @@ from lgjax.eval.grounding_bench import TaggedAnswer
 from lgjax.eval.grounding_bench import score as add_up
 from lgjax.eval.judge import Judge, VerdictFile, WordJudge
 from lgjax.eval.llm_judge import ModelJudge, request_of
-from lgjax.eval.mentions import Reader
+from lgjax.eval.mentions import Lexicon
 from lgjax.eval.model_options import ModelOptions
 from lgjax.eval.predictions import Prediction
 from lgjax.eval.question_file import FileQuestion
@@ -140,7 +140,7 @@ def judge_of(
         raise ValueError("--verdicts and --judge.model are two judges; name one of them")
     if verdicts is not None:
         return VerdictFile(verdicts, frozenset(question.id for question in questions))
-    return model or WordJudge(Reader(categories, groups=True))
+    return model or WordJudge(Lexicon.of(categories, groups=True))
 
 
 def plan(runs: Sequence[At], options: ModelOptions) -> str:

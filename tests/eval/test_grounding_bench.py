@@ -300,7 +300,7 @@ def one_line(capsys, message) -> None:
         ("", "questions.jsonl, line 1 is blank"),
         ([], "line 1 must be an object"),
         ({"question_id": 1}, "line 1 has no image, text"),
-        ({"question_id": 0, "image": "x.jpg", "text": ""}, "line 2: question 0 was answered before|asked"),
+        ({"question_id": 0, "image": "x.jpg", "text": ""}, "line 2: question 0 stands in .*line 1 already"),
         ({"question_id": 9, "image": "000000000001.jpg", "text": "", "category": "detail"}, "is not in"),
     ],
 )
@@ -376,6 +376,29 @@ def test_options_that_make_no_sense(options, message, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(tmp_path, *options, predictions=path)
     one_line(capsys, message)
+
+
+def test_a_checkpoint_is_asked_only_what_counts(tmp_path, monkeypatch, capsys):
+    photos = tmp_path / "val2014"
+    photos.mkdir()
+    for image in files.COCO["images"]:
+        PIL.Image.new("RGB", (image["width"], image["height"])).save(
+            photos / f"COCO_val2014_{image['file_name']}"
+        )
+    seen = []
+
+    def predictions_for(running, questions, **options):
+        seen.extend(questions)
+        return list(zip(questions, files.predict(lambda box, _: [box]), strict=True))
+
+    monkeypatch.setattr("lgjax.eval.run.predictions_for", predictions_for)
+    assert micro(run(tmp_path, "--checkpoint", "model", "--images", tmp_path)) == (1, 1, 1)
+    assert [question.id for question in seen] == list(range(6))
+    assert {question.text for question in seen} == {"Describe it."}
+    assert all(question.path.is_file() and question.extra == {"category": "detail"} for question in seen)
+    with pytest.raises(SystemExit):
+        run(tmp_path, "--checkpoint", "model")
+    one_line(capsys, "--checkpoint needs --images DIR")
 
 
 def test_faulty_annotations_and_missing_pictures(tmp_path, capsys):

@@ -13,12 +13,12 @@ from lgjax.eval import llm_judge
 from lgjax.eval.bench_answers import begin_of
 from lgjax.eval.grounding_bench import Entity, Grounding, TaggedAnswer, match
 from lgjax.eval.judge import WordJudge
-from lgjax.eval.mentions import GROUPS, OTHER_THINGS, Reader
+from lgjax.eval.mentions import GROUPS, OTHER_THINGS, Lexicon
 from lgjax.text.coco_names import SYNONYMS
 from tests.eval import bench_files as files
 from tests.llm.endpoint import serve
 
-READER = Reader(SYNONYMS, groups=True)
+LEXICON = Lexicon.of(SYNONYMS, groups=True)
 
 
 @pytest.mark.parametrize(
@@ -38,21 +38,21 @@ READER = Reader(SYNONYMS, groups=True)
     ],
 )
 def test_what_a_phrase_is_about(phrase, classes):
-    assert READER.meant(phrase) == classes
+    assert LEXICON.meant(phrase) == classes
 
 
 def test_the_lists_of_words_name_classes_of_coco():
     assert all(set(members) <= SYNONYMS.keys() for members in GROUPS.values())
-    reader = Reader(SYNONYMS)
-    assert not any(reader.mentions(f"{name} there") for name in OTHER_THINGS)
-    assert all(name in READER.meant(f"a {name}") for name in SYNONYMS)
+    lexicon = Lexicon.of(SYNONYMS)
+    assert not any(lexicon.mentions(f"{name} there") for name in OTHER_THINGS)
+    assert all(name in LEXICON.meant(f"a {name}") for name in SYNONYMS)
 
 
 def test_captions_mention_what_they_say():
     text = "Two women in orange shirts walk their dogs past the bus stop; a remote area, no bear."
-    found = [mention.classes for mention in Reader(SYNONYMS).mentions(text)]
+    found = [mention.classes for mention in Lexicon.of(SYNONYMS).mentions(text)]
     assert found == [("person",), ("dog",), ("bear",)]
-    assert Reader(["Space Ship"]).mentions("two space ships")[0].classes == ("Space Ship",)
+    assert Lexicon.of(["Space Ship"]).mentions("two space ships")[0].classes == ("Space Ship",)
 
 
 ENTITIES = (
@@ -76,7 +76,7 @@ def answer(question_id: str | int = 7) -> TaggedAnswer:
 
 
 def test_words_judge_the_class_alone():
-    (verdicts,) = WordJudge(READER).judge([answer()])
+    (verdicts,) = WordJudge(LEXICON).judge([answer()])
     assert verdicts == {(0, 11): True, (1, 12): False, (2, 11): False}
 
 
