@@ -232,7 +232,7 @@ def found_in(question: Asked, prediction: Prediction, reader: Reader, truth: Tru
             meant = reader.meant(phrase.text)
             if len(meant) != 1:
                 continue
-            category = numbers[meant.pop()]
+            category = numbers[next(iter(meant))]
         codes = phrase.masks if phrase.masks is not None else [None] * len(phrase.boxes)
         rows = zip(phrase.boxes, phrase.scores, codes, strict=True)
         out += [Found(question.picture, category, box, float(score), code) for box, score, code in rows]
