@@ -61,7 +61,7 @@ def test_killed_processes_lose_nothing_and_repeat_nothing(photos, tmp_path):
     out = tmp_path / "killed"
     context = multiprocessing.get_context("fork")  # the stand-in for a chat starts no threads
     kills = 0
-    for _ in range(60):
+    for _ in range(30):
         workers = [
             context.Process(target=run, args=(asked, out, Told(0.004)), kwargs={"process": (number, 2)})
             for number in range(2)

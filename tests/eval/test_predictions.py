@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
@@ -231,6 +231,7 @@ def test_the_record_of_another_programs_prediction():
     assert record.text == " Here a dog runs."
 
 
+@settings(max_examples=30)
 @given(st.lists(st.text("ab ", min_size=1, max_size=5), min_size=1, max_size=4), st.randoms())
 def test_ends_of_phrases_in_records(tmp_path_factory, words, random):
     boxes = [f"[0.1,0.2,0.{random.randint(1, 9)},0.9]" for _ in words]

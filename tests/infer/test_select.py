@@ -29,7 +29,7 @@ def test_without_threshold_the_best_query_is_kept():
 @given(st.integers(0, 10**6), st.floats(0.0, 0.2), st.integers(1, 25))
 def test_keep_leaves_the_best(seed: int, threshold: float, keep: int):
     logits = np.random.default_rng(seed).standard_normal((20, 3))
-    probabilities = np.float32(np.exp(logits) / np.exp(logits).sum(0))
+    probabilities = (np.exp(logits) / np.exp(logits).sum(0)).astype(np.float32)
     whole = select_queries(probabilities, threshold)
     for phrase, queries in enumerate(select_queries(probabilities, threshold, keep)):
         assert len(queries) == min(keep, len(whole[phrase])) and list(queries) == sorted(queries)
