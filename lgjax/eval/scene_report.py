@@ -33,6 +33,7 @@ from lgjax.eval.scenes import (
 )
 from lgjax.eval.sweep import AtQueries, by_queries
 from lgjax.eval.ungrounded import Judged, curve, judged
+from lgjax.infer.request import Options
 
 WORST = 10
 TOLD: Part = "descriptions"
@@ -58,6 +59,7 @@ def measure(
     Raises:
         ValueError: see `held_out` and `predictions_for`.
     """
+    Options(threshold=running.threshold)  # refused before anything is asked
     held = held_out(split, seed, len(running.limited(range(count))), config)
     running = dataclasses.replace(running, limit=None)
     with contextlib.ExitStack() as stack:
@@ -69,7 +71,9 @@ def measure(
         asked = [questions_of(one, pictures) for one in held]
         questions = {part: [question for one in asked for question in one[part]] for part in PARTS}
         # every process makes its share of all parts
-        answers = {part: predictions_for(running, questions[part], part, **OPTIONS[part]) for part in PARTS}
+        answers: dict[Part, Answers | None] = {}
+        for part in PARTS:
+            answers[part] = predictions_for(running, questions[part], part, **OPTIONS[part])
         swept = by_queries(running, questions[TOLD], queries, TOLD, **OPTIONS[TOLD])
     complete: dict[Part, Answers] = {part: pairs for part, pairs in answers.items() if pairs is not None}
     if swept is None or len(complete) < len(PARTS):

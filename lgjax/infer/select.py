@@ -20,11 +20,7 @@ def select_queries(
     scores = np.asarray(probabilities)
     if threshold is None:
         return [np.asarray([best]) for best in scores.argmax(0)]
-    chosen = [np.flatnonzero(column > threshold) for column in scores.T]
-    if keep is None:
-        return chosen
-    best = [
-        np.argsort(-column[queries], kind="stable")[:keep]
-        for column, queries in zip(scores.T, chosen, strict=True)
-    ]
-    return [np.sort(queries[some]) for queries, some in zip(chosen, best, strict=True)]
+    ranked = np.argsort(-scores, axis=0, kind="stable")
+    above = (scores > threshold).sum(0)
+    # the best ones of a phrase, all of them where `keep` is None
+    return [np.sort(order[:count][:keep]) for order, count in zip(ranked.T, above, strict=True)]
