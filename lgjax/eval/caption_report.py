@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,7 +45,10 @@ def report_of(answers: Sequence[tuple[Truth, Path, Prediction]]) -> Report:
     captions = [caption_of(truth, prediction) for truth, _, prediction in answers]
     s = score(truths, captions)
     shares = (s.meteor, s.cider, s.ap50, s.miou, s.recall, s.recall_released)
-    rows = [(name, 100 * share) for name, share in zip(MEASURES, shares, strict=True)]
+    rows = [
+        (name, None if math.isnan(share) else 100 * share)  # nothing was to be found
+        for name, share in zip(MEASURES, shares, strict=True)
+    ]
     judged = []
     for (truth, path, prediction), caption in zip(answers, captions, strict=True):
         miou = image_miou(rle.ious(truth.masks, caption.masks))

@@ -22,8 +22,8 @@ MEASURES = (
 )
 NOTES = (
     "Acc@0.5: best box of the first <seg> with IoU >= 0.5; Acc>0.5: above 0.5, as the original counts in "
-    "training; Acc GIoU: generalised IoU >= 0.5, as MDETR's evaluator. Boxes are continuous, in pixels; no "
-    "box is wrong.",
+    "training; Acc GIoU: generalised IoU >= 0.5, as MDETR's evaluator. Boxes are continuous, in pixels; an "
+    "answer without a box is wrong.",
     "cIoU: sum of intersections / sum of unions; mIoU: mean of the sentences' IoU (LISA's gIoU); masks are "
     "compared at the size of the picture; '-': predictions or annotations without masks.",
 )
