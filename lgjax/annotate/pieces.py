@@ -2,8 +2,8 @@
 
 A line of a piece is a chat with what became of it:
 `{"id", "image", "conversations", "links": [[turn, start, end, [ids]]], "faults": [[turn, reason]],`
-` "repaired": 0}`, with marks also `marked` or `unmarked`; `fault` instead of the last three says why the whole
-chat was rejected. All that is given out is made of these lines.
+` "repaired": 0}`, with marks also `marked` or `unmarked`; `fault` instead of the last three says why the
+whole chat was rejected. All that is given out is made of these lines.
 """
 
 from __future__ import annotations
