@@ -49,6 +49,8 @@ def chat(
     seed: int = 0,
     max_tokens: int = 256,
     answer: str | None = None,
+    flag_ungrounded: bool = False,
+    drop_ungrounded: bool = False,
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     fsdp: int = 1,
     tensor: int = 1,
@@ -75,6 +77,9 @@ def chat(
         max_tokens: Most tokens to write.
         answer: Ground this text instead of a generated one, for example
             "<g_s> A dog <g_e> <seg> on <g_s> a sofa <g_e> <seg> ."
+        flag_ungrounded: Mark phrases of which nothing is found above the threshold, "a kite [not found]":
+            likely they are made up.
+        drop_ungrounded: Take these phrases out of the answer, and mend its grammar.
         dtype: Numbers of the language model; auto takes float32 where it fits into memory.
         fsdp: Devices over which the weights are split by their inner width.
         tensor: Devices over which heads and MLP columns are split.
@@ -83,6 +88,8 @@ def chat(
     """
     from lgjax import terminal
 
+    if flag_ungrounded and drop_ungrounded:
+        raise ValueError("--flag-ungrounded and --drop-ungrounded exclude each other")
     terminal.chat(
         image,
         question,
@@ -91,6 +98,7 @@ def chat(
         boxes=box,
         dtype=dtype,
         devices=(fsdp, tensor),
+        ungrounded="flag" if flag_ungrounded else "drop" if drop_ungrounded else "keep",
         as_json=json,
         out=out,
         options=dict(

@@ -18,6 +18,7 @@ from lgjax.infer.answer import Answer
 from lgjax.infer.chat import Conversation, GroundedChat
 from lgjax.infer.regions import Region, parse_box, parse_click
 from lgjax.infer.request import Options
+from lgjax.infer.ungrounded import Ungrounded, treat
 from lgjax.parallel.mesh import make_mesh
 
 HELP = """\
@@ -40,6 +41,8 @@ def save(answer: Answer, folder: Path) -> tuple[Path, Path]:
 
 def show(console: Console, answer: Answer) -> None:
     """Print the answer in colours, then a line for each phrase with its boxes."""
+    if not answer.text:
+        console.print("nothing of the answer was found in the picture", style="dim")
     console.print(coloured_text(answer.text, answer.phrases), soft_wrap=not console.is_terminal)
     if not answer.finished:
         console.print("[dim]… cut by the limit of tokens (--max-tokens)[/dim]")
@@ -81,6 +84,7 @@ def chat(
     devices: tuple[int, int],
     clicks: tuple[str, ...],
     boxes: tuple[str, ...],
+    ungrounded: Ungrounded,
     as_json: bool,
     out: Path | None,
     options: dict[str, Any],
@@ -88,7 +92,8 @@ def chat(
     """Answer one question about `image`, or start a session when there is none."""
     console = Console(stderr=as_json)
     # what can be refused is refused before a model is loaded
-    Options(**options)
+    if Options(**options).threshold is None and ungrounded != "keep":
+        raise ValueError("without a threshold every phrase is found; give --threshold a number")
     prompts: list[Region] = [*map(parse_click, clicks), *map(parse_box, boxes)]
     if question is None and as_json:
         raise ValueError("--json needs a question; a session shows its answers in colour")
@@ -97,9 +102,9 @@ def chat(
     model = load(console, checkpoint, dtype, devices)
     conversation = model.start(image)
     if question is None:
-        session(console, model, conversation, prompts, out or Path("lgjax-answers"), options)
+        session(console, model, conversation, prompts, out or Path("lgjax-answers"), ungrounded, options)
         return
-    answer = _ask(console, conversation, question, prompts, options)
+    answer = treat(_ask(console, conversation, question, prompts, options), ungrounded)
     if as_json:
         print(json.dumps(answer.to_json()))
     else:
@@ -133,6 +138,7 @@ def session(
     conversation: Conversation,
     prompts: list[Region],
     folder: Path,
+    ungrounded: Ungrounded,
     options: dict[str, Any],
 ) -> None:
     """Read questions and commands until /quit or the end of the input; faults are printed, not raised."""
@@ -178,7 +184,7 @@ def session(
             elif command.startswith("/"):
                 raise ValueError(f"no command '{command}'; /help lists them")
             else:
-                last = _ask(console, conversation, line, prompts, options)
+                last = treat(_ask(console, conversation, line, prompts, options), ungrounded)
                 prompts = []
                 show(console, last)
         except (ValueError, OSError) as error:

@@ -65,6 +65,22 @@ def test_numbers_of_the_command_reach_the_answer(checkpoint, photo, capsys):
     assert len(drawn) == 2
 
 
+def test_phrases_that_are_not_found_are_flagged_or_dropped(checkpoint, photo, capsys):
+    base = ["chat", photo, "What is it?", "--checkpoint", checkpoint, "--answer", GROUNDED, "--json"]
+    main([*base, "--threshold", "0.99", "--flag-ungrounded"])
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["text"] == "A man [not found] rides two brown horses [not found], slowly."
+    assert [answer["text"][slice(*p["span"])] for p in answer["phrases"]] == ["A man", "two brown horses"]
+    main([*base, "--threshold", "0.99", "--drop-ungrounded"])
+    assert json.loads(capsys.readouterr().out) == {"text": "", "phrases": [], "region_mask": None}
+    main([*base, "--threshold", "0.0", "--drop-ungrounded"])
+    assert json.loads(capsys.readouterr().out)["text"] == "A man rides two brown horses, slowly."
+    for wrong in (["--flag-ungrounded", "--drop-ungrounded"], ["--threshold", "None", "--flag-ungrounded"]):
+        with pytest.raises(SystemExit):
+            main([*base, *wrong])
+        assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_session(checkpoint, photo, tmp_path, capsys, monkeypatch):
     lines = iter(
         [

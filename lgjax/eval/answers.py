@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lgjax.data.sources.common import Pictures
 from lgjax.eval.lines import a_text, an_id, fields_of, parse_json, read_all
 from lgjax.eval.predictions import Answered, Prediction, match
 from lgjax.eval.question_file import FileQuestion
@@ -84,6 +85,18 @@ def pair(
     return [(question, found[question.id]) for question in wanted]
 
 
+def pictures_in(folder: Path) -> Pictures:
+    """The pictures of a folder, or of COCO's folders in it."""
+    return Pictures.below(folder, "val2014", "val2017", "train2014", "train2017")
+
+
+def check_there(pictures: Pictures, questions: Sequence[FileQuestion]) -> None:
+    """Raise FileNotFoundError where the picture of a question is not there."""
+    for question in questions:
+        if not (path := pictures.path(question.image)).is_file():
+            raise FileNotFoundError(f"{question.where}: there is no picture {path}")
+
+
 def answers_for(
     running: Running,
     questions: Sequence[FileQuestion],
@@ -105,13 +118,12 @@ def answers_for(
     wanted = running.limited(wanted)
     if running.predictions is not None and not running.checkpoint:
         return pair(read(running.predictions), questions, wanted)
-    from lgjax.data.sources.common import Pictures
     from lgjax.eval.questions import Question
     from lgjax.eval.run import predictions_for
 
     if running.checkpoint and images is None:
         raise ValueError("--checkpoint needs --images DIR, the folder of the pictures")
-    pictures = Pictures.below(images or Path(), "val2014", "val2017", "train2014", "train2017")
+    pictures = pictures_in(images or Path())
     asked = [
         Question(id=q.id, image=q.image, path=pictures.path(q.image), text=q.text, extra=q.kept)
         for q in wanted

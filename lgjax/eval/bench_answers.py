@@ -106,10 +106,15 @@ class Pictures:
         """The categories in a picture, those of crowds too; `where` tells who asks for it.
 
         Raises:
-            ValueError: the picture is not in the file.
+            ValueError: the picture is not in the file, or an annotation has no category.
         """
         annotations = self.coco.annotations.get(self._entry(image, where)["id"], [])
-        return {self.coco.categories[a["category_id"]] for a in annotations if "category_id" in a}
+        return {self._category(annotation["id"], annotation.get("category_id")) for annotation in annotations}
+
+    def _category(self, annotation: int | str, category: Any) -> str:
+        if category not in self.coco.categories:
+            raise ValueError(f"{self.path}: annotation {annotation} is of no category of the file")
+        return self.coco.categories[category]
 
     def _entry(self, image: str, where: str) -> dict[str, Any]:
         entry = self.coco.named.get(plain_name(image))
@@ -135,7 +140,7 @@ class Pictures:
             if thing.crowd:
                 continue
             if not thing.name or thing.id is None:
-                raise ValueError(f"{self.path}: annotation {thing.id} has no category")
+                raise ValueError(f"{self.path}: annotation {thing.id} is of no category of the file")
             x0, y0, x1, y1 = map(float, thing.box)
             entities.append(Entity(thing.id, thing.name, (x0, y0, x1, y1)))
         return (height, width), tuple(entities)

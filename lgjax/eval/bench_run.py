@@ -15,7 +15,7 @@ from lgjax.eval.grounding_bench import TaggedAnswer
 from lgjax.eval.grounding_bench import score as add_up
 from lgjax.eval.judge import Judge, VerdictFile, WordJudge
 from lgjax.eval.llm_judge import ModelJudge, request_of
-from lgjax.eval.mentions import Reader
+from lgjax.eval.mentions import Lexicon
 from lgjax.eval.model_options import ModelOptions
 from lgjax.eval.predictions import Prediction
 from lgjax.eval.question_file import FileQuestion
@@ -126,20 +126,21 @@ def _check(thresholds: Sequence[float], prediction: Prediction) -> None:
 
 
 def judge_of(
-    verdicts: Path | None, options: ModelOptions, questions: Sequence[FileQuestion], categories: Iterable[str]
+    verdicts: Path | None,
+    model: ModelJudge | None,
+    questions: Sequence[FileQuestion],
+    categories: Iterable[str],
 ) -> Judge:
-    """The judge that the options name: a file of verdicts, a language model, or words.
+    """The judge that was named: a file of verdicts, a language model, or else words.
 
     Raises:
-        ValueError: two of them, or a model that cannot be asked.
+        ValueError: two are named.
     """
-    if verdicts is not None and options.model:
+    if verdicts is not None and model is not None:
         raise ValueError("--verdicts and --judge.model are two judges; name one of them")
     if verdicts is not None:
         return VerdictFile(verdicts, frozenset(question.id for question in questions))
-    if options.model:
-        return ModelJudge(options.client(), options.model)
-    return WordJudge(Reader(categories, groups=True))
+    return model or WordJudge(Lexicon.of(categories, groups=True))
 
 
 def plan(runs: Sequence[At], options: ModelOptions) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from lgjax.data.sources.common import read_coco
 from lgjax.eval.lines import a_text
-from lgjax.eval.mentions import Reader
+from lgjax.eval.mentions import Lexicon
 from lgjax.eval.report import Report, Table
 
 _WORST = 20
@@ -76,17 +76,17 @@ def read_captions(path: Path) -> dict[str, list[str]]:
     }
 
 
-def present(classes: Iterable[str], captions: Iterable[str], reader: Reader) -> set[str]:
+def present(classes: Iterable[str], captions: Iterable[str], lexicon: Lexicon) -> set[str]:
     """What is in a picture: the classes of its annotations, and all that its captions may mention."""
-    named = {name for text in captions for mention in reader.mentions(text) for name in mention.classes}
+    named = {name for text in captions for mention in lexicon.mentions(text) for name in mention.classes}
     return {*classes, *named}
 
 
-def mentioned(text: str, there: set[str], reader: Reader) -> list[str]:
+def mentioned(text: str, there: set[str], lexicon: Lexicon) -> list[str]:
     """The classes that a text mentions; of a word that may mean several, one that is there."""
     return [
         next((name for name in mention.classes if name in there), mention.classes[0])
-        for mention in reader.mentions(text)
+        for mention in lexicon.mentions(text)
     ]
 
 

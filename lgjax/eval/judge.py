@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 
 from lgjax.eval.grounding_bench import TaggedAnswer, Verdicts
 from lgjax.eval.lines import an_id, fields_of, lines_of, parse_json, shown, write_whole
-from lgjax.eval.mentions import Reader
+from lgjax.eval.mentions import Lexicon
 
 
 @runtime_checkable
@@ -32,14 +32,14 @@ class WordJudge:
     So it is milder than a reader: "the first person" may be any person. It needs no network.
     """
 
-    reader: Reader
+    lexicon: Lexicon
     name: str = "words"
 
     def judge(self, answers: Sequence[TaggedAnswer]) -> list[Verdicts]:
         """Verdicts on every pair of every answer."""
         out: list[Verdicts] = []
         for answer in answers:
-            meant = [self.reader.meant(grounding.phrase) for grounding in answer.groundings]
+            meant = [self.lexicon.meant(grounding.phrase) for grounding in answer.groundings]
             out.append({(phrase, e.id): e.category in meant[phrase] for phrase, e in answer.pairs})
         return out
 

@@ -44,14 +44,16 @@ def prompt(answer: TaggedAnswer) -> str:
     tags: dict[int, list[str]] = {}
     for phrase, entity in answer.pairs:
         tags.setdefault(phrase, []).append(str(numbers[entity.id]))
-    inserted: list[tuple[int, int, str]] = []
+    inserted: list[tuple[int, int, int, str]] = []
     for phrase, found in tags.items():
         start, end = answer.groundings[phrase].span
         tag = f")[P{phrase + 1}: {', '.join(found)}]"
-        # at one place: first what ends there, then bare marks, then what begins there
-        inserted += [(start, 2, "("), (end, 0, tag)] if end > start else [(start, 1, f"({tag}")]
+        # at one place: ends, the shorter first, then bare marks, then beginnings, the longer first
+        inserted += (
+            [(start, 2, -end, "("), (end, 0, -start, tag)] if end > start else [(start, 1, 0, f"({tag}")]
+        )
     text = answer.text
-    for place, _, piece in sorted(inserted, reverse=True):
+    for place, *_, piece in sorted(inserted, reverse=True):
         text = text[:place] + piece + text[place:]
     listed = "\n".join(things)
     return f"Things in the picture:\n{listed}\n\nDescription:\n{text}"

@@ -8,9 +8,10 @@ Source: the synonym idea of CHAIR, spec/evaluation.md 6.2.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from lgjax.text.coco_names import Lexicon, Word, words_of
+from lgjax.text import coco_names
+from lgjax.text.coco_names import Word, words_of
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "vehicle": ("bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat"),
@@ -122,20 +123,28 @@ class Mention:
     last: int
 
 
-class Reader:
-    """Finds mentions of some classes; with `groups` also words such as "vehicle"."""
+@dataclasses.dataclass(frozen=True)
+class Lexicon:
+    """Finds mentions of classes. names: what is looked for; classes: what each of them may mean."""
 
-    def __init__(self, categories: Iterable[str], *, groups: bool = False) -> None:
-        """Know the classes by their names and, where they are COCO's, by other names of theirs."""
+    names: coco_names.Lexicon
+    classes: Mapping[str, tuple[str, ...]]
+
+    @classmethod
+    def of(cls, categories: Iterable[str], *, groups: bool = False) -> Lexicon:
+        """The words for these classes, with other names of those that are COCO's.
+
+        groups: also words such as "vehicle", which may mean any class of a group.
+        """
         categories = tuple(categories)
-        self._classes = {name: () for name in OTHER_THINGS}
+        classes: dict[str, tuple[str, ...]] = {name: () for name in OTHER_THINGS}
         if groups:
-            self._classes |= {
+            classes |= {
                 word: tuple(name for name in members if name in categories)
                 for word, members in GROUPS.items()
             }
-        self._classes |= {name: (name,) for name in categories}
-        self._lexicon = Lexicon(self._classes)
+        classes |= {name: (name,) for name in categories}
+        return cls(coco_names.Lexicon(classes), classes)
 
     def mentions(self, text: str) -> list[Mention]:
         """All mentions in reading order; a possessor ("the man's hat") is none."""
@@ -143,13 +152,13 @@ class Reader:
 
     def _mentions(self, words: list[Word]) -> list[Mention]:
         found = []
-        for first, last, noun in self._lexicon.find(words):
-            classes = dict.fromkeys(name for known in noun.categories for name in self._classes[known])
+        for first, last, noun in self.names.find(words):
+            classes = dict.fromkeys(name for known in noun.categories for name in self.classes[known])
             if classes and not (last - first == 1 and _is_adjective(words, first)):
                 found.append(Mention(tuple(classes), first, last))
         return found
 
-    def meant(self, phrase: str) -> frozenset[str]:
+    def meant(self, phrase: str) -> set[str]:
         """The classes that a noun phrase itself is about: its first mention, and those that belong to it.
 
         "a man on a horse" is about the man, "a man's horse" about the horse, "a man and a horse" about both,
@@ -165,7 +174,7 @@ class Reader:
                 head.append(mention)
             else:
                 break
-        return frozenset(name for mention in head for name in mention.classes)
+        return {name for mention in head for name in mention.classes}
 
 
 def _is_adjective(words: list[Word], index: int) -> bool:

@@ -207,8 +207,15 @@ def match(
 def cut(prediction: Prediction, threshold: float | None) -> Prediction:
     """The prediction with the queries whose score is strictly above `threshold`; None keeps the best one.
 
-    It is what a run with that threshold gives, if it is not below the run's own. The record is left out.
+    It is what a run with that threshold gives; the record is left out.
+
+    Raises:
+        ValueError: the threshold is below that of the run, which has left out what would be needed.
     """
+    own = prediction.settings.get("threshold", 0.0)
+    if threshold is not None and (own is None or threshold < own):
+        was = "only the best query of each phrase was kept" if own is None else f"its threshold was {own}"
+        raise ValueError(f"{prediction.where}: no threshold {threshold} for this prediction: {was}")
 
     def kept(phrase: PhrasePrediction) -> PhrasePrediction:
         count = int((phrase.scores > threshold).sum()) if threshold is not None else 1

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lgjax.eval.lines import a_text, an_id, fields_of, parse_json, read_all
+from lgjax.eval.lines import a_text, an_id, fields_of, lines_of, parse_json
 from lgjax.text.conversation import GROUNDING_SUFFIX
 
 
@@ -27,10 +27,6 @@ class FileQuestion:
     where: str
 
     @property
-    def question_id(self) -> str | int:
-        return self.id
-
-    @property
     def kept(self) -> dict[str, Any]:
         """What a prediction keeps of it."""
         return {} if self.category is None else {"category": self.category}
@@ -43,9 +39,17 @@ def read_questions(path: Path) -> list[FileQuestion]:
         FileNotFoundError: no such file.
         ValueError: a line is no question, an id stands twice, or there are no questions.
     """
-    if not (questions := read_all(path, _question)):
+    questions: dict[str | int, FileQuestion] = {}
+    for where, line in lines_of(path):
+        question = _question(line, where)
+        if question.id in questions:
+            raise ValueError(
+                f"{where}: question {question.id!r} stands in {questions[question.id].where} already"
+            )
+        questions[question.id] = question
+    if not questions:
         raise ValueError(f"{path} holds no questions")
-    return questions
+    return list(questions.values())
 
 
 def _question(line: str, where: str) -> FileQuestion:

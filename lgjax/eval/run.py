@@ -30,8 +30,8 @@ def predictions_for(
     """Every question with its prediction: read from --predictions, or made by --checkpoint.
 
     part: the folder within, where a benchmark makes several runs; options: fields of
-    `lgjax.infer.request.Options` that a benchmark fixes. None: the other processes of the
-    run have not made their part yet.
+    `lgjax.infer.request.Options` that a benchmark fixes. None: the other processes of the run have not made
+    their part yet.
 
     Raises:
         ValueError: neither or both of them are given, or predictions that do not fit the questions.
@@ -81,7 +81,12 @@ def make(running: Running, questions: Sequence[Question], folder: Path, **option
             lambda: load(running),
             questions,
             folder,
-            settings={"checkpoint": checkpoint, "weights": weights_of(checkpoint), **chosen},
+            settings={
+                "checkpoint": checkpoint,
+                "weights": weights_of(checkpoint),
+                "dtype": running.dtype,
+                **chosen,
+            },
             options=chosen,
             batch=running.batch * copies(running),
             process=process,
@@ -108,10 +113,12 @@ def copies(running: Running) -> int:
     return max(1, jax.device_count() // (running.fsdp * running.tensor))
 
 
-@functools.lru_cache(maxsize=1)
 def load(running: Running) -> GroundedChat:
-    """Load the checkpoint, a copy on each group of --fsdp x --tensor devices."""
-    mesh = None
-    if jax.device_count() > 1:
-        mesh = make_mesh(data=copies(running), fsdp=running.fsdp, tensor=running.tensor)
-    return GroundedChat.load(checkpoint_of(running), dtype=running.dtype, mesh=mesh)
+    """Load the checkpoint, a copy on each group of --fsdp x --tensor devices; the last one is kept."""
+    return _load(checkpoint_of(running), running.dtype, copies(running), running.fsdp, running.tensor)
+
+
+@functools.lru_cache(maxsize=1)
+def _load(checkpoint: str, dtype: str, data: int, fsdp: int, tensor: int) -> GroundedChat:
+    mesh = make_mesh(data=data, fsdp=fsdp, tensor=tensor) if jax.device_count() > 1 else None
+    return GroundedChat.load(checkpoint, dtype=dtype, mesh=mesh)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import os
 import re
 import zlib
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+import PIL.Image
 import scipy.optimize
 
 from lgjax.data import scene_text
@@ -64,8 +66,8 @@ def questions_of(held: Held, folder: Path) -> dict[Part, list[Question]]:
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     view = scene_text.View(scene)
     plain, marked = f"{name}.png", f"{name}-marked.png"
-    scene.image.save(folder / plain)
-    picture_of(scene_text.records(scene, rng, name)["marks"]).save(folder / marked)
+    _save(scene.image, folder / plain)
+    _save(picture_of(scene_text.records(scene, rng, name)["marks"]), folder / marked)
 
     def ask(kind: str, text: str, image: str = plain, **fields) -> Question:
         return Question(id=f"{name}-{kind}", image=image, path=folder / image, text=text, **fields)
@@ -99,6 +101,13 @@ def questions_of(held: Held, folder: Path) -> dict[Part, list[Question]]:
         text = f"Is there {scene_text.article(thing)} in the picture?"
         out["presence"].append(ask(kind, text, extra={"name": thing}))
     return out
+
+
+def _save(image: PIL.Image.Image, path: Path) -> None:
+    """Write a picture that has its name when it is complete; other processes may write it, too."""
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    image.save(unfinished, "PNG")
+    unfinished.rename(path)
 
 
 @functools.cache

@@ -193,6 +193,10 @@ def test_cut_is_a_higher_threshold():
     assert cut.settings == {"threshold": 0.25}
     assert [len(p.boxes) for p in predictions.cut(prediction(), None).phrases] == [1, 0]
     assert [len(p.boxes) for p in predictions.cut(prediction(), 0.2).phrases] == [2, 0]
+    with pytest.raises(ValueError, match=r"no threshold 0\.1 .* its threshold was 0\.2"):
+        predictions.cut(prediction(), 0.1)
+    with pytest.raises(ValueError, match="only the best query"):
+        predictions.cut(prediction(settings={"threshold": None}), 0.1)
 
 
 def record_line(record) -> str:

@@ -178,13 +178,16 @@ def oracle(held, folder) -> dict[scenes.Part, list]:
 
 def test_the_report_of_an_oracle(held, tmp_path):
     answers = oracle(held, tmp_path)
-    made = report_of(held, answers, {"split": "combinations", "seed": 3})
+    made = report_of(held, answers, {"split": "combinations", "seed": 3}, 0.2)
     whole = made.tables[0].rows[0]
     assert whole == ("all", COUNT, 1.0, 1.0, 1.0, 1.0, 1.0)
     assert sum(int(row[1] or 0) for row in made.tables[0].rows[1:]) == COUNT
     shares = {label: value for label, value, _ in made.tables[1].rows}
     wrong = {"things that are not there: claimed", "descriptions that name what is not there"}
     assert all(value == (0 if label in wrong else 1) for label, value in shares.items()), shares
+    assert made.tables[2].rows[0] == ("0.2", 1.0, 1.0, 1.0, 1.0, 1.0)  # the oracle is 0.9 sure of all
+    assert made.tables[2].rows[-1] == ("0.9", 0.0, 0.0, 0.0, None, 0.0)
+    assert made.tables[3].rows[0] == ("0.2", 1.0, 1.0, None, None)
     report.write(made, tmp_path / "out")
     kept = json.loads((tmp_path / "out/scores.json").read_text())
     assert kept["tables"]["Descriptions"][0]["F1"] == 1 and kept["settings"]["threshold"] == 0.2
@@ -200,6 +203,6 @@ def test_the_report_of_silence(held, tmp_path):
         part: [(question, prediction("")) for question, _ in pairs]
         for part, pairs in oracle(held, tmp_path).items()
     }
-    made = report_of(held, answers, {"split": "combinations"})
+    made = report_of(held, answers, {"split": "combinations"}, 0.2)
     assert made.tables[0].rows[0] == ("all", COUNT, 0.0, 0.0, 0.0, None, 0.0)
     assert all(value == 0 for _, value, _ in made.tables[1].rows)

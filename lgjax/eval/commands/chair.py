@@ -35,7 +35,7 @@ def chair(
     from lgjax.eval import chair as measure
     from lgjax.eval.answers import answers_for, read_answers, settings_of, text_of
     from lgjax.eval.bench_answers import Pictures
-    from lgjax.eval.mentions import Reader
+    from lgjax.eval.mentions import Lexicon
     from lgjax.eval.question_file import of_category, read_questions
     from lgjax.eval.report import finish
 
@@ -53,12 +53,12 @@ def chair(
     )
     if found is None:
         return
-    reader = Reader(pictures.coco.categories.values())
+    lexicon = Lexicon.of(pictures.coco.categories.values())
     rows = []
     for question, answer in found:
         classes = pictures.classes(question.image, question.where)
-        there = measure.present(classes, told.get(plain_name(question.image), ()), reader)
-        mentioned = measure.mentioned(answer.text, there, reader)
+        there = measure.present(classes, told.get(plain_name(question.image), ()), lexicon)
+        mentioned = measure.mentioned(answer.text, there, lexicon)
         rows.append((f"{question.id}, {question.image}", measure.caption(mentioned, there)))
     settings = settings_of([answer for _, answer in found])
     reference = "instances" if captions is None else "instances and captions"

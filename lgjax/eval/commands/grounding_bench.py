@@ -50,33 +50,41 @@ def grounding_bench(
         verdicts: Verdicts that were given before: question_id, phrase_index, gt_id, correct.
         dry_run: Say what asking the model would take, and send nothing.
     """
-    from lgjax.data.sources import common
     from lgjax.eval import bench_report
+    from lgjax.eval.answers import check_there, pictures_in
     from lgjax.eval.bench_answers import Pictures
     from lgjax.eval.bench_run import Measure, collect, judge_of, plan, score
     from lgjax.eval.judge import write_verdicts
+    from lgjax.eval.llm_judge import ModelJudge
     from lgjax.eval.question_file import of_category, read_questions
     from lgjax.eval.report import finish
 
     asked = read_questions(questions)
     pictures = Pictures.read(annotations)
     measure = Measure(pictures, thresholds or (), min_iou, deduplicate)
-    found = collect(running, records, asked, of_category(asked, category), images)
+    wanted = of_category(asked, category)
+    drawn = None if images is None else pictures_in(images)
+    if drawn is not None:
+        check_there(drawn, running.limited(wanted))
+    found = collect(running, records, asked, wanted, images)
     if found is None:
         return
     tagged = measure.tag(found)
     if dry_run:
         print(plan(tagged, judge))
         return
-    judging = judge_of(verdicts, judge, asked, pictures.coco.categories.values())
+    client = judge.client() if judge.model else None
+    model = ModelJudge(client, judge.model) if client and judge.model else None
+    judging = judge_of(verdicts, model, asked, pictures.coco.categories.values())
     runs = score(tagged, judging)
+    if client is not None:
+        print(client.spent)
     settings = {**found.settings, **measure.settings, "judge": judging.name, "category": category}
-    drawn = None if images is None else common.Pictures.below(images, "val2014", "val2017", "train2017")
-    finish(bench_report.report(runs, settings, drawn), running.out)
     if running.out is not None:
         for number, run in enumerate(runs):
             name = "verdicts.jsonl" if not number else f"verdicts-{run.threshold}.jsonl"
             write_verdicts(running.out / name, run.answers, run.verdicts, judging.name)
+    finish(bench_report.report(runs, settings, drawn), running.out)
 
 
 def grounding_bench_set(

@@ -17,6 +17,7 @@ def scenes(
     seed: int = 1,
     size: int = 128,
     style: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME_OR_DIR")] = (),
+    sweep_queries: tuple[int, ...] = (),
 ) -> None:
     """Measure a checkpoint on composed scenes: what it finds, names, points at and denies.
 
@@ -31,12 +32,15 @@ def scenes(
         size: Side of the pictures in pixels.
         style: Style of the drawings: noto, fluent, or a folder of PNGs named like the classes; may be given
             several times.
+        sweep_queries: Describe with each of these numbers of object queries, too, for example 50 100 300, and
+            show what they bring and what time they take.
     """
     from lgjax.data.drawings import STYLES
     from lgjax.data.scenes import SceneConfig
     from lgjax.eval.report import finish
     from lgjax.eval.scene_report import measure
 
-    report = measure(running, split, seed, count, SceneConfig(size=size, styles=style or STYLES))
+    config = SceneConfig(size=size, styles=style or STYLES)
+    report = measure(running, split, seed, count, config, sweep_queries)
     if report is not None:
         finish(report, running.out)
