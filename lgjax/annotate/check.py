@@ -159,9 +159,9 @@ def named_phrases(texts: Texts) -> tuple[int, int]:
 
 
 def show(run: Run, out: Path, count: int, seed: int | None, other: Texts | None) -> int:
-    """Write a sheet of `count` lines, the first or drawn by `seed`; how many there were to show.
+    """Write a sheet of `count` lines with phrases, the first or drawn by `seed`; how many it shows.
 
-    With `other` only those whose links differ are shown, each with the other's links behind it.
+    With `other` it shows those whose links differ, each with the other's links behind it.
 
     Raises:
         ValueError: no pictures, nothing to show, or an `out` that is neither .html nor .png.
@@ -170,7 +170,7 @@ def show(run: Run, out: Path, count: int, seed: int | None, other: Texts | None)
         raise ValueError("a sheet shows pictures: the run was made without --images")
     lines = [line for line in run.lines if "fault" not in line]
     pairs = [(line, None if other is None else _with_other(line, other)) for line in lines]
-    differing = [pair for pair in pairs if other is None or _links(pair[0]) != _links(pair[1])]
+    differing = [(ours, theirs) for ours, theirs in pairs if _links(ours) != _links(theirs)]
     if seed is not None:
         random.Random(seed).shuffle(differing)
     if not differing or count < 1:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +14,7 @@ from lgjax.llm.limits import Limits
 app = tyro.extras.SubcommandApp()
 HELP = "Make grounded chat of your own pictures, and check it."
 _File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
+_SECONDS_BETWEEN_LINES = 30
 _Dir = Annotated[Path | None, tyro.conf.arg(metavar="DIR")]
 
 
@@ -122,22 +124,33 @@ def _count(job: Any, part: Any, asked: Any, limits: Limits) -> None:
         print("annotating the conversations that are written then comes on top")
 
 
-def _with_progress(work: Any, total: int, shard: str) -> bool:
-    """Work with a progress line, and say how fast it went."""
-    import time
-
+def _with_progress(work: Callable[[Callable[[int], None]], bool], total: int, shard: str) -> bool:
+    """Work with a progress line, in a log with a line every half minute, and say how fast it went."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
-    begin = time.monotonic()
+    columns = (MofNCompleteColumn(), TextColumn("conversations, {task.description}"), TimeRemainingColumn())
+    begin = said = time.monotonic()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        shown = bar.add_task("conversations", total=total)
-        complete = work(lambda count: bar.advance(shown, count))
-        settled = int(bar.tasks[0].completed)
-    seconds = time.monotonic() - begin
-    rate = settled / max(seconds, 1e-9)
-    print(f"{settled:,} of {total:,} conversations of shard {shard} in {seconds:.1f} s, {rate:.0f} a second")
+        shown = bar.add_task("", total=total)
+
+        def so_far() -> str:
+            done = int(bar.tasks[0].completed)
+            seconds = time.monotonic() - begin
+            rate = done / max(seconds, 1e-9)
+            done_of = f"{done:,} of {total:,} conversations of shard {shard}"
+            return f"{done_of} in {seconds:.1f} s, {rate:.0f} a second"
+
+        def settled(count: int) -> None:
+            nonlocal said
+            bar.advance(shown, count)
+            bar.update(shown, description=so_far().rpartition(", ")[2])
+            if not bar.console.is_terminal and time.monotonic() - said > _SECONDS_BETWEEN_LINES:
+                bar.console.print(so_far())
+                said = time.monotonic()
+
+        complete = work(settled)
+    print(so_far())
     return complete
 
 

@@ -67,7 +67,7 @@ def _choose(mention: Mention, found: Sequence[Mention], instances: Sequence[Inst
     others = _other_heads(mention, found)
     if len(candidates) == count:
         return [] if count == 1 and others else candidates
-    if count > len(candidates) or others:
+    if count > len(candidates) or others or (mention.size == "small" and not mention.compared):
         return []
     sign = 1 if mention.size == "small" and mention.compared else -1
     order = sorted(candidates, key=lambda i: sign * instances[i].area)
@@ -99,7 +99,8 @@ def _all_of(
     crowds = _candidates(mention, instances, crowd=True)
     if mention.crowd and crowds:
         return crowds
-    same = [other for other in singular if set(other.noun.categories) & set(mention.noun.categories)]
+    kind = set(mention.noun.categories)
+    same = [other for other in singular if other.count == 1 and set(other.noun.categories) & kind]
     if any(not singular[other] for other in same):
         return []
     taken = {i for other in same for i in singular[other]}

@@ -2,7 +2,8 @@
 
 A mention is a name with the words in front of it that belong to it ("two small dogs", "a group of people"),
 and what these and the words behind it say of number, side and size. No mention is what is only said not to be
-there or to be like something, and a name that is part of another one ("a bus stop").
+there or to be like something, what is asked for ("how many dogs"), some of several ("one of the dogs"), and a
+name that is part of another one ("a bus stop").
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ _FUNCTION = _words(
 # nouns that look like verbs behind a name: "bus stops", "car seats"
 _PARTS = _words("signs lights toys seats tracks parts doors wheels shops stops tires tops legs")
 _UNREAL = _words("poster posters painting paintings statue statues sculpture sculptures drawing sign signs")
+_SOME = _words("one some none most either neither")
 _FURTHEST = 6  # words in front of a name
 
 
@@ -184,11 +186,11 @@ def _first_word(text: str, words: Sequence[Word], start: int, last: int) -> int:
 
 
 def _is_absent(words: Sequence[Word], first: int) -> bool:
-    """Whether the words in front say that the thing is not there, or is a picture of it or like it."""
+    """Whether the words in front ask for a thing or deny it, or say that something is like it or shows it."""
     before = [word.text for word in words[max(0, first - 2) : first]]
-    if before[-1:] and before[-1] in ("no", "without", "like", "any"):
+    if before[-1:] and before[-1] in ("no", "without", "like", "any", "how"):
         return True
-    return before[-1:] == ["of"] and before[0] in _UNREAL
+    return before[-1:] == ["of"] and before[0] in _UNREAL | _SOME
 
 
 def _mention(words: Sequence[Word], first: int, start: int, end: int, noun: Noun) -> Mention:

@@ -159,6 +159,7 @@ def finish(job: Job) -> dict[str, Any] | None:
         return None
     if not (job.out / outputs.REPORT).exists():
         outputs.join(job.out, len(job.ranges), job.inputs, job.instances, questions=job.questions)
-        for left in (job.out / "pieces").glob("*.tmp"):
-            left.unlink(missing_ok=True)
+        for folder in ("pieces", "replies", "marked"):  # what killed processes left
+            for left in (job.out / folder).rglob("*.tmp"):
+                left.unlink(missing_ok=True)
     return read_json(job.out / outputs.REPORT)

@@ -23,9 +23,9 @@ class Limits:
     timeout: float = 120.0
     """Seconds until a silent endpoint counts as a fault."""
     budget_tokens: int | None = None
-    """Most tokens to use, prompts and answers together."""
+    """Most tokens that this command may use, prompts and answers together."""
     budget_money: float | None = None
-    """Most money to spend; needs the prices."""
+    """Most money that this command may spend; needs the prices."""
     price_in: float = 0.0
     """Price of a million tokens of prompts."""
     price_out: float = 0.0

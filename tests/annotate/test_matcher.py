@@ -32,6 +32,8 @@ def phrases(text: str) -> list[str]:
         ("He likes to train and to cook next to people.", ["people"]),
         ("A cat eats. The dog sleeps, the bird sings", ["A cat", "The dog", "the bird"]),
         ("all of the three small cats", ["the three small cats"]),
+        ("How many dogs are there? The two dogs.", ["The two dogs"]),
+        ("One of the cats, some of the dogs", []),
         ("", []),
     ],
 )
@@ -58,6 +60,13 @@ def test_noun_phrases(text, expected):
         ("A pair of scissors.", (("scissors", 0.1, 0.4),), [("A pair of scissors", (0,))]),
         ("A unicorn and a wug.", (("wug", 0.1, 0.4),), [("a wug", (0,))]),
         ("The couch.", DOGS, []),
+        (
+            "A small dog sleeps.",
+            (("dog", 0.1, 0.1), ("dog", 0.5, 0.4)),
+            [],
+        ),  # small for a dog, or the smaller
+        ("Two dogs. The dogs bark.", DOGS, [("Two dogs", (0, 1)), ("The dogs", (0, 1))]),
+        ("The left dog and other dogs", (*DOGS, DOGS[1]), [("The left dog", (0,)), ("other dogs", (1, 2))]),
     ],
 )
 def test_what_phrases_mean(text, named, expected):

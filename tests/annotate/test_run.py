@@ -1,5 +1,6 @@
 """Runs: sharded, stopped anywhere, behind a bad endpoint: the same bytes, everything once."""
 
+import contextlib
 import json
 import os
 import random
@@ -139,10 +140,13 @@ def kill_and_go_on(tmp_path: Path, kills: int) -> None:
             process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=environment)
             assert process.stdout is not None and process.stdout.readline() == "ready\n"
             if turn < kills:
-                time.sleep(rng.uniform(0.0, 8.0 / kills))
+                wait_for = endpoint.asked.total() + rng.randrange(300 // (kills + 1))
+                while endpoint.asked.total() < wait_for and process.poll() is None:
+                    time.sleep(0.002)
+                time.sleep(rng.uniform(0.0, 0.05))
                 process.send_signal(signal.SIGKILL)
             returned.append(process.wait())
-        assert returned[-1] == 0 and returned.count(-signal.SIGKILL) > kills / 2
+        assert returned == [-signal.SIGKILL] * kills + [0]
         # an answer may be lost on its way when the process dies, but what was kept is not asked for again
         assert sum(endpoint.answered.values()) <= len(endpoint.answered) + 8 * kills
     assert files_of(out) == files_of(tmp_path / "whole")
@@ -155,6 +159,40 @@ def test_killed_twice(tmp_path):
 @pytest.mark.slow
 def test_killed_twenty_times(tmp_path):
     kill_and_go_on(tmp_path, 20)
+
+
+@pytest.mark.parametrize("renamed", [False, True], ids=["before", "after"])
+def test_stopped_at_every_single_write(tmp_path, monkeypatch, renamed):
+    chats, rename = write_chats(tmp_path / "chats.json"), Path.rename
+
+    def job(out: Path) -> Job:
+        return job_of(out, chats=chats, captions=None, questions=True, piece=2)
+
+    run(job(tmp_path / "whole"))
+    writes = 0
+
+    def stop_at(last: int):
+        def stopping(self: Path, target: Path) -> None:
+            nonlocal writes
+            writes += 1
+            if writes > last:
+                if renamed:
+                    rename(self, target)
+                raise KeyboardInterrupt
+            rename(self, target)
+
+        return stopping
+
+    for last in range(100):
+        out, writes = tmp_path / f"stopped{last}", 0
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(Path, "rename", stop_at(last))
+            run(job(out))
+            break
+        assert not (out / "report.json").exists() or renamed
+        run(job(out))
+        assert files_of(out) == files_of(tmp_path / "whole")
+    assert last > 8  # run.json, three pieces, two files and their instances, the report
 
 
 def test_an_endpoint_that_errs_in_every_way_and_dies_is_survived(tmp_path, monkeypatch):

@@ -53,7 +53,10 @@ class Endpoint:
         return f"http://127.0.0.1:{self.port}/v1"
 
     def handle(self, handler: BaseHTTPRequestHandler) -> None:
-        body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
+        data = handler.rfile.read(int(handler.headers["Content-Length"]))
+        if not data.endswith(b"}"):
+            return  # the one who asks has been killed
+        body = json.loads(data)
         text = body["messages"][-1]["content"]
         with self.lock:
             times = self.asked[text]
