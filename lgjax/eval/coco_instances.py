@@ -34,7 +34,7 @@ from lgjax.data.sources.common import read_coco
 from lgjax.eval import rle
 from lgjax.eval.boxes import box_iou
 from lgjax.eval.check import same_size
-from lgjax.eval.mentions import Reader
+from lgjax.eval.mentions import Lexicon
 from lgjax.eval.predict import REGION_MASKS
 from lgjax.eval.predictions import Prediction
 from lgjax.eval.rle import Rle
@@ -213,7 +213,7 @@ class Found(NamedTuple):
     mask: Rle | None
 
 
-def found_in(question: Asked, prediction: Prediction, reader: Reader, truth: Truth) -> list[Found]:
+def found_in(question: Asked, prediction: Prediction, lexicon: Lexicon, truth: Truth) -> list[Found]:
     """The instances of one answer; see the module's text.
 
     Raises:
@@ -229,10 +229,10 @@ def found_in(question: Asked, prediction: Prediction, reader: Reader, truth: Tru
     for phrase in prediction.phrases:
         category = question.category
         if category is None:
-            meant = reader.meant(phrase.text)
+            meant = lexicon.meant(phrase.text)
             if len(meant) != 1:
                 continue
-            category = numbers[next(iter(meant))]
+            category = numbers[meant.pop()]
         codes = phrase.masks if phrase.masks is not None else [None] * len(phrase.boxes)
         rows = zip(phrase.boxes, phrase.scores, codes, strict=True)
         out += [Found(question.picture, category, box, float(score), code) for box, score, code in rows]

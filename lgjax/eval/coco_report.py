@@ -8,7 +8,7 @@ from pathlib import Path
 from lgjax.data.sources.common import Pictures
 from lgjax.eval import rle
 from lgjax.eval.coco_instances import Asked, Found, Prompts, Truth, found_in, results
-from lgjax.eval.mentions import Reader
+from lgjax.eval.mentions import Lexicon
 from lgjax.eval.predictions import Prediction, cut
 from lgjax.eval.questions import Question
 from lgjax.eval.report import Cell, Report, Table
@@ -67,8 +67,8 @@ def report_of(
         ValueError: a prediction is of a picture of another size.
     """
     truth = truth.about([asked for asked, _, _ in answers])
-    reader = Reader(truth.categories.values())
-    found = [one for asked, _, p in answers for one in found_in(asked, p, reader, truth)]
+    lexicon = Lexicon.of(truth.categories.values())
+    found = [one for asked, _, p in answers for one in found_in(asked, p, lexicon, truth)]
     masked = all(one.mask is not None for one in found)
     content = truth.content()
     boxes = coco_ap(content, results(found, "bbox"), "bbox")
@@ -77,7 +77,7 @@ def report_of(
     tables, judged = [], []
     if masked:
         kept = [(asked, path, cut(p, threshold)) for asked, path, p in answers]
-        above = [one for asked, _, p in kept for one in found_in(asked, p, reader, truth)]
+        above = [one for asked, _, p in kept for one in found_in(asked, p, lexicon, truth)]
         each = {picture: _quality(truth, above, picture) for picture in truth.pictures}
         total: dict[int | str, Quality] = {}
         for one in each.values():
