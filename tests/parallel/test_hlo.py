@@ -97,6 +97,8 @@ ENTRY %main (a: bf16[4,256], f: f32[64]) -> bf16[4,256] {
   %while.1 = (bf16[4,256]{1,0}, u32[]) while(%tuple.2), condition=%condition.1, body=%body.1
   %all-gather.1 = bf16[8,256]{1,0} all-gather(%a), replica_groups=mesh['a'=2,'b'=2] {'a'}, dimensions={0}
   %all-gather.2 = bf16[8,256]{1,0} all-gather(%a), replica_groups=[2,2]<=[2,2]T(1,0), dimensions={0}
+  %send.1 = (f32[64]{0:T(256)}, u32[], token[]) send(%f, %token), channel_id=9, is_host_transfer=true, \
+frontend_attributes={_xla_megascale_target="{1,2}x{0:1}",_xla_megascale_transfer_type="ALL_REDUCE"}
   %alone = f32[64]{0} all-reduce(%f), replica_groups={{0},{1},{2},{3}}, to_apply=%sum
   ROOT %fusion.1 = f32[16]{0} fusion(%f), kind=kCustom, calls=%all-reduce-scatter.1
 }
@@ -113,11 +115,9 @@ def test_the_text_of_the_tpu_compiler():
     # both gathers join devices 0 and 2, 1 and 3
     assert one["all-gather"] == Collective(kind="all-gather", count=2, sent=2.0 * size, across=2.0 * size)
     assert one["reduce-scatter"].sent == pytest.approx(64 * 4 * 3 / 4)
-    assert one.keys() == {
-        "collective-permute",
-        "all-gather",
-        "reduce-scatter",
-    }  # a group of one sends nothing
+    # gradients of two slices; a group of one sends nothing
+    assert one["all-reduce"] == Collective(kind="all-reduce", count=1, sent=256.0, across=256.0)
+    assert len(one) == 4
 
 
 def test_a_loop_over_layers_counts_once_for_each():
