@@ -33,6 +33,8 @@ def show(plan: Plan, changed: str) -> None:
     console.print(_memory(plan))
     if plan.collectives:
         console.print(_collectives(plan))
+    if plan.involuntary:
+        console.print(f"[yellow]{plan.involuntary} arrays are gathered whole on every device, unasked[/]")
     console.print(f"operations of a run: {plan.flops:.4g} on all devices (by the sizes of the model)")
     if plan.seconds is not None:
         console.print(_seconds(plan))

@@ -16,6 +16,7 @@ import numpy as np
 _KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute"
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _COLLECTIVE = re.compile(rf" = (\(.*?\)|\S+) ({_KINDS})(-start)?\(")
+_BETWEEN_SLICES = re.compile(r' = (\(.*?\)) send\(.*_xla_megascale_transfer_type="(\w+)"')
 _CALLED = re.compile(r"(body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
 _KNOWN_TRIPS = re.compile(r'known_trip_count":?\{"?n"?[:=]"?(\d+)')
@@ -51,6 +52,12 @@ def collectives(text: str, devices: int, slices: int = 1) -> tuple[Collective, .
     slice_of = np.arange(devices) // max(devices // slices, 1)
     for name, times in _executions(bodies, entry).items():
         for line in bodies[name]:
+            if found := _BETWEEN_SLICES.search(line):  # TPU slices speak over their hosts
+                kind, size = found[2].lower().replace("_", "-"), _sizes(found[1])[0]
+                moved = times * _sent(kind, size, slices)
+                counts[kind] += times
+                sent[kind] += moved
+                across[kind] += moved
             if (found := _COLLECTIVE.search(line)) is None:
                 continue
             kind, groups = found[2], _groups(line, devices)
@@ -144,11 +151,16 @@ def _operands(text: str) -> list[str]:
 
 def _result_bytes(shape: str, kind: str, starts: bool) -> float:
     """Bytes of what a device holds afterwards; the beginning of a long one also names what went in."""
-    sizes = [
-        math.prod(int(size) for size in dimensions.split(",") if size) * _bits(dtype) / 8
-        for dtype, dimensions in _SHAPE.findall(re.sub(r"[su]32\[\]\S*", "", shape))
-    ]
+    sizes = _sizes(re.sub(r"[su]32\[\]\S*", "", shape))
     return sum(sizes[len(sizes) // 2 :] if starts and kind != "all-reduce" else sizes)
+
+
+def _sizes(shape: str) -> list[float]:
+    """Bytes of every array of a shape."""
+    return [
+        math.prod(int(size) for size in dimensions.split(",") if size) * _bits(dtype) / 8
+        for dtype, dimensions in _SHAPE.findall(shape)
+    ]
 
 
 def _bits(dtype: str) -> int:

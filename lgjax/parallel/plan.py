@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import os
 import re
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,6 +20,7 @@ from lgjax.parallel.topology import Target
 
 GIB = 2**30
 TEMPORARIES = "temporaries"
+_INVOLUNTARY = "Involuntary full rematerialization"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +73,8 @@ class Plan:
 
     peak_gib: the most that is held at once; where the compiler refuses, what it says it would need, or None.
     parts_gib: arguments by name. dominates: which part, or the temporaries, is the largest. refusal: the
-    compiler's reason. seconds: None where it does not fit.
+    compiler's reason. involuntary: arrays that the partitioner gathers whole on every device because it finds
+    no better way, which asks for another sharding. seconds: None where it does not fit.
     """
 
     job: str
@@ -85,6 +90,7 @@ class Plan:
     flops: float
     compiler_flops: float | None
     collectives: tuple[Collective, ...]
+    involuntary: int
     seconds: Roofline | None
     handled: dict[str, float]
     compile_seconds: float
@@ -113,8 +119,10 @@ def make_plan(job: Job, target: Target, mesh: Mesh) -> Plan:
     arguments, peak, temporaries, found, seconds = sum(parts.values()), None, None, (), None
     refusal, compiler_flops = "", None
     began = time.perf_counter()
+    lowered = job.lower()
     try:
-        compiled = job.lower().compile()
+        with _heard() as warnings:
+            compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -146,12 +154,29 @@ def make_plan(job: Job, target: Target, mesh: Mesh) -> Plan:
         flops=job.flops,
         compiler_flops=compiler_flops,
         collectives=found,
+        involuntary="".join(warnings).count(_INVOLUNTARY),
         seconds=seconds if fits else None,
         handled=dict(job.handled),
         compile_seconds=time.perf_counter() - began,
         suggestion="" if fits else job.remedies.get(dominates, "take a larger slice or a smaller batch"),
         refusal=refusal,
     )
+
+
+@contextlib.contextmanager
+def _heard() -> Iterator[list[str]]:
+    """What the compiler, which is no Python, writes to the standard error meanwhile; it is not shown."""
+    heard: list[str] = []
+    with tempfile.TemporaryFile() as file:
+        shown = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield heard
+        finally:
+            os.dup2(shown, 2)
+            os.close(shown)
+            file.seek(0)
+            heard.append(file.read().decode(errors="replace"))
 
 
 def bytes_of_device(tree: Any) -> float:

@@ -22,8 +22,8 @@ _ENVIRONMENT = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "JAX_ENABLE_COMPILATION_CACHE": "false",  # programs for devices that are not here cannot be read back
-    "TPU_STDERR_LOG_LEVEL": "3",
-    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_STDERR_LOG_LEVEL": "1",  # `plan.make_plan` reads the warnings
+    "TPU_MIN_LOG_LEVEL": "1",
 }
 EXAMPLES = "v5e:4x4, v6e:2x4, v5p:2x2x4, v4:2x2x4, tpu7x:2x2x1"
 _MEGACORE = {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1)}

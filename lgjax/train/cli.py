@@ -31,6 +31,7 @@ class Launch:
         coordinator: HOST:PORT of the first process, where the environment does not tell.
         processes: How many processes there are.
         process: Which of them this is, from 0.
+        silence: Seconds after which one that is not heard of counts as dead, and the others end.
     """
 
     config: Path | None = None
@@ -42,6 +43,7 @@ class Launch:
     coordinator: str | None = None
     processes: int | None = None
     process: int | None = None
+    silence: float = 60.0
 
 
 def main(arguments: list[str]) -> None:
@@ -63,9 +65,17 @@ def main(arguments: list[str]) -> None:
             "--processes and --process need --coordinator HOST:PORT, where the first process listens"
         )
     if launch.coordinator or launch.distributed:
-        import jax
+        from lgjax.parallel.processes import join, together
 
-        jax.distributed.initialize(launch.coordinator, launch.processes, launch.process)
+        join(launch.coordinator, launch.processes, launch.process)
+        with together(launch.silence):
+            _configured(launch, changes, wants_help)
+        return
+    _configured(launch, changes, wants_help)
+
+
+def _configured(launch: Launch, changes: list[str], wants_help: list[str]) -> None:
+    """Read the configuration, and begin."""
     from lgjax.train.config import TrainConfig, load_config, read_run
 
     if launch.config is not None:

@@ -39,16 +39,20 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def processes(name: str, out: Path, *options: str) -> Iterator[list[subprocess.Popen[str]]]:
-    """Both processes of a run of `tests/train/{name}.py`; each leaves `out.name-N.json` beside `out`."""
+def processes(
+    name: str, out: Path, *options: str, count: int = 2, own: dict[int, list[str]] | None = None
+) -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes of a run of `tests/train/{name}.py` on eight devices; each leaves `out.name-N.json` beside
+    `out`. `own`: options of one process alone."""
     address = f"127.0.0.1:{free_port()}"
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count=4 {FLAGS}"}
+    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // count} {FLAGS}"}
     running = []
-    for number in range(2):
+    for number in range(count):
         note = out.with_name(f"{out.name}-{number}.json")
         command = [sys.executable, "-m", "tests.distributed.worker", str(note), "train"]
         command += [f"--config=tests/train/{name}.py", f"--out={out}", f"--coordinator={address}"]
-        command += ["--processes=2", f"--process={number}", *CHANGES, *options]
+        command += [f"--processes={count}", f"--process={number}", *CHANGES, *options]
+        command += (own or {}).get(number, [])
         log = out.with_name(f"{out.name}-{number}.txt").open("w")
         running.append(
             subprocess.Popen(
