@@ -11,6 +11,7 @@ from lgjax.eval import predictions
 from lgjax.eval.answers import answers_for, pair, settings_of
 from lgjax.eval.bench_answers import BenchAnswer, Pictures, of_prediction, of_record, tag
 from lgjax.eval.bench_report import Scored
+from lgjax.eval.embedding_judge import EmbeddingOptions
 from lgjax.eval.grounding_bench import TaggedAnswer
 from lgjax.eval.grounding_bench import score as add_up
 from lgjax.eval.judge import Judge, VerdictFile, WordJudge
@@ -128,19 +129,24 @@ def _check(thresholds: Sequence[float], prediction: Prediction) -> None:
 def judge_of(
     verdicts: Path | None,
     model: ModelJudge | None,
+    embedding: EmbeddingOptions,
     questions: Sequence[FileQuestion],
     categories: Iterable[str],
 ) -> Judge:
-    """The judge that was named: a file of verdicts, a language model, or else words.
+    """The judge that was named: a file of verdicts, a language model, or words, with an embedding or not.
 
     Raises:
         ValueError: two are named.
     """
-    if verdicts is not None and model is not None:
-        raise ValueError("--verdicts and --judge.model are two judges; name one of them")
+    named = {"--verdicts": verdicts, "--judge.model": model, "--embedding.model": embedding.model}
+    if len(given := [name for name, value in named.items() if value is not None]) > 1:
+        raise ValueError(f"{' and '.join(given)} are different judges; name one of them")
     if verdicts is not None:
         return VerdictFile(verdicts, frozenset(question.id for question in questions))
-    return model or WordJudge(Lexicon.of(categories, groups=True))
+    if model is not None:
+        return model
+    words = WordJudge(Lexicon.of(categories, groups=True))
+    return embedding.judge(words) if embedding.model else words
 
 
 def plan(runs: Sequence[At], options: ModelOptions) -> str:

@@ -106,9 +106,9 @@ class Client:
             try:
                 reply, whole = await self._send(api, request, length)
             except _REFUSED as error:
-                return Failure(f"refused by the endpoint: {_words(error)}")
+                return Failure(f"refused by the endpoint: {fault_words(error)}")
             except openai.APIError as error:
-                raise Stopped(f"{self._name}: {_words(error)}; what has arrived is kept") from error
+                raise Stopped(f"{self._name}: {fault_words(error)}; what has arrived is kept") from error
             except ValueError as error:
                 fault = str(error)
                 continue
@@ -175,7 +175,7 @@ class Client:
         return f"endpoint {self.base_url or 'of OpenAI'}"
 
 
-def _words(error: openai.APIError) -> str:
+def fault_words(error: openai.APIError) -> str:
     """The fault in one line."""
     if isinstance(error, openai.APITimeoutError):
         return "no answer in time"

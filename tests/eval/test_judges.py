@@ -11,12 +11,15 @@ import pytest
 from lgjax.cli import main
 from lgjax.eval import llm_judge
 from lgjax.eval.bench_answers import begin_of
+from lgjax.eval.embedding_judge import EmbeddingJudge
 from lgjax.eval.grounding_bench import Entity, Grounding, TaggedAnswer, match
 from lgjax.eval.judge import WordJudge
 from lgjax.eval.mentions import GROUPS, OTHER_THINGS, Lexicon
+from lgjax.llm.client import Stopped
+from lgjax.llm.embeddings import embed
 from lgjax.text.coco_names import SYNONYMS
 from tests.eval import bench_files as files
-from tests.llm.endpoint import serve
+from tests.llm.endpoint import Endpoint, serve
 
 LEXICON = Lexicon.of(SYNONYMS, groups=True)
 
@@ -161,7 +164,7 @@ def test_two_judges_and_no_key(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("OPENAI_API_KEY", "any")
     with pytest.raises(SystemExit):
         main(command(tmp_path, "--verdicts", "v.jsonl"))
-    assert "two judges" in capsys.readouterr().err
+    assert "different judges" in capsys.readouterr().err
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(SystemExit):
         main(command(tmp_path))
@@ -182,3 +185,53 @@ def test_two_judges_and_no_key(tmp_path, monkeypatch, capsys):
 def test_where_a_phrase_of_a_record_begins(text, phrase):
     end = text.index(phrase) + len(phrase)
     assert text[begin_of(text, 0, end) : end] == phrase
+
+
+NEAR = {"person": (1.0, 0.0), "cup": (0.0, 1.0), "the other one": (0.9, 0.1), "A man": (0.0, 1.0)}
+
+
+def vectors(texts):
+    found = np.asarray([NEAR[text] for text in texts])
+    return found / np.linalg.norm(found, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize(("threshold", "right"), [(0.9, True), (0.999, False)])
+def test_an_embedding_decides_where_words_do_not(threshold, right):
+    """The other one is near to a person; a man is a person by words, whatever the embedding says."""
+    judge = EmbeddingJudge(WordJudge(LEXICON), vectors, "toy", threshold)
+    (verdicts,) = judge.judge([answer()])
+    assert verdicts == {(0, 11): True, (1, 12): right, (2, 11): False}
+
+
+class Embeddings(Endpoint):
+    """Vectors by NEAR, in the wrong order; `wrong` leaves one out."""
+
+    wrong = False
+
+    def handle(self, handler):
+        texts = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))["input"]
+        data = [{"index": i, "embedding": list(NEAR[text])} for i, text in enumerate(texts)]
+        body = json.dumps({"data": data[::-1][self.wrong :], "model": "toy", "object": "list"}).encode()
+        handler.send_response(200)
+        handler.send_header("Content-Type", "application/json")
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+
+def test_vectors_come_from_an_endpoint(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "any")
+    endpoint = Embeddings(lambda body: "")
+    try:
+        found = embed(["the other one", "cup"], "toy", endpoint.url)
+        np.testing.assert_allclose(found, vectors(["the other one", "cup"]))
+        endpoint.wrong = True
+        with pytest.raises(Stopped, match="1 vectors for 2 texts"):
+            embed(["person", "cup"], "toy", endpoint.url)
+    finally:
+        endpoint.die()
+    with pytest.raises(Stopped, match="cannot be reached"):
+        embed(["cup"], "toy", "http://127.0.0.1:1/v1")
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(ValueError, match="OPENAI_API_KEY"):
+        embed(["cup"], "toy", endpoint.url)

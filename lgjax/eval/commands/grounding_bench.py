@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from lgjax.eval.embedding_judge import EmbeddingOptions
 from lgjax.eval.model_options import ModelOptions
 from lgjax.eval.running import Shared
 
@@ -22,6 +23,7 @@ def grounding_bench(
     annotations: File,
     running: Shared,
     judge: ModelOptions,
+    embedding: EmbeddingOptions,
     records: MaybeFile = None,
     images: Folder = None,
     category: str = "detail",
@@ -33,14 +35,16 @@ def grounding_bench(
 ) -> None:
     """Grounded recall, precision and F1 of descriptions, as LLaVA-Grounding's paper defines them.
 
-    Whether a phrase means the thing its box was matched to is judged by words, unless --verdicts FILE or
-    --judge.model NAME is given. --out keeps the verdicts in verdicts.jsonl, which --verdicts reads.
+    Whether a phrase means the thing its box was matched to is judged by words (with --embedding.model NAME
+    also by nearness), unless --verdicts FILE or --judge.model NAME is given. --out keeps the verdicts in
+    verdicts.jsonl, which --verdicts reads.
 
     Args:
         questions: Question file of LLaVA's layout: question_id, image, text, category.
         annotations: COCO's instances of the pictures, for example instances_val2014.json.
         running: What predicts.
         judge: A language model that judges.
+        embedding: A text embedding for phrases that words say nothing about.
         records: Result file of the original's evaluator, scored in the place of predictions.
         images: Folder of the pictures: to predict from, and to draw the worst answers.
         category: Score the questions of this category ("all": every question).
@@ -75,7 +79,7 @@ def grounding_bench(
         return
     client = judge.client() if judge.model else None
     model = ModelJudge(client, judge.model) if client and judge.model else None
-    judging = judge_of(verdicts, model, asked, pictures.coco.categories.values())
+    judging = judge_of(verdicts, model, embedding, asked, pictures.coco.categories.values())
     runs = score(tagged, judging)
     if client is not None:
         print(client.spent)
