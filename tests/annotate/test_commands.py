@@ -13,10 +13,6 @@ from lgjax.data.batch import BatchConfig
 from lgjax.data.pipeline import Counted, Mixture, Stream, batches
 from lgjax.data.read import Dataset
 from lgjax.data.sources import gvc
-from lgjax.eval.bench_answers import BenchAnswer, Pictures, tag
-from lgjax.eval.grounding_bench import Grounding, score
-from lgjax.eval.judge import WordJudge
-from lgjax.eval.mentions import Reader
 from tests.annotate.sample import CAPTIONS, CHECKED, INSTANCES, draw_pictures, write_chats
 from tests.annotate.test_run import annotate
 from tests.data.records import TOKENIZER
@@ -168,31 +164,37 @@ def test_a_batch_of_stage_2_is_made_of_it(captioned, chatted, tmp_path):
     assert np.isfinite(batch.grounding.boxes).all()
 
 
-def test_it_is_ground_truth_of_grounding_bench(captioned):
-    """Its own boxes, given as an answer, are all right; what no phrase names is missing."""
-    truth = Pictures.read(captioned / "annotations" / "instances_train2017_gvc.json")
-    answers, named, entities = [], 0, 0
+def test_it_is_ground_truth_of_grounding_bench(captioned, tmp_path):
+    """Its own boxes, given as answers, are all right; what no phrase names is missing."""
+    questions, predictions = [], []
+    boxes, named, entities = 0, 0, 0
     for number, record in enumerate(gvc.read(captioned)["train"]):
-        image = Path(record.image).name
-        single = [
-            (
-                record.turns[p.turn].text[slice(*p.span)],
-                [record.objects[i] for i in p.objects if not record.objects[i].crowd],
-            )
-            for p in record.phrases
-        ]
-        groundings = tuple(
-            Grounding(text, np.asarray([thing.box for thing in things], float).reshape(-1, 4))
-            for text, things in single
-        )
-        size = record.size[::-1]
-        answers.append((image, BenchAnswer(number, image, size, record.turns[1].text, groundings, "here")))
-        named += len({thing.id for _, things in single for thing in things})
+        question, answer = record.turns
+        base = {"question_id": number, "image": Path(record.image).name}
+        questions.append({**base, "text": question.text, "category": "detail"})
+        phrases, seen = [], set()
+        for phrase in record.phrases:
+            single = [record.objects[i] for i in phrase.objects if not record.objects[i].crowd]
+            found = {"boxes": [list(thing.box) for thing in single], "scores": [1.0] * len(single)}
+            text = answer.text[slice(*phrase.span)]
+            phrases.append({"text": text, "span": list(phrase.span), **found, "masks": None})
+            boxes += len(single)
+            seen |= {thing.id for thing in single}
+        named += len(seen)
         entities += sum(not thing.crowd for thing in record.objects)
-    tagged = tag(answers, truth)
-    result = score(tagged, WordJudge(Reader(truth.coco.categories.values(), groups=True)).judge(tagged))
-    assert result.unmatched == 0 and result.total.precision == 1.0
-    assert (result.total.tp_gt, result.total.n_gt) == (named, entities)
+        size = {"size": list(record.size[::-1]), "text": answer.text, "phrases": phrases}
+        predictions.append({**base, **size, "settings": {"model": "annotations"}, "extra": {}})
+    for name, lines in (("questions", questions), ("predictions", predictions)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    truth = captioned / "annotations" / "instances_train2017_gvc.json"
+    paths = {"questions": tmp_path / "questions.jsonl", "predictions": tmp_path / "predictions.jsonl"}
+    options = [f"--{name}={path}" for name, path in {**paths, "annotations": truth}.items()]
+    main(["eval", "grounding-bench", *options, "--out", str(tmp_path / "scores")])
+    tables = json.loads((tmp_path / "scores" / "scores.json").read_text())["tables"]
+    counts, scores = tables["Counts"][0], tables["Scores"][0]
+    assert (counts["right boxes"], counts["boxes"], counts["boxes on no entity"]) == (boxes, boxes, 0)
+    assert (counts["found"], counts["entities"]) == (named, entities)
+    assert scores["precision"] == 1.0 and scores["recall"] == named / entities
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,8 @@ def test_an_endpoint_that_errs_in_every_way_and_dies_is_survived(tmp_path, monke
         client = Client(Cache(tmp_path / "replies"), Limits(concurrency=16, timeout=0.5), endpoint.url)
         report = run(job_of(tmp_path / "asked", Asking(client, "m"), piece=100))
     assert report is not None and not report["rejected texts"]
-    assert report["texts taken after repair"] == len(garbled) > 10
+    # a garbled answer that came too late was never read
+    assert 5 < report["texts taken after repair"] <= len(garbled)
     good = run(job_of(tmp_path / "good", Asking(Good(), "m"), piece=100))
     assert good == {**report, "texts taken after repair": 0}
 
