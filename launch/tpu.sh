@@ -48,9 +48,9 @@ train=("$@")
 say() { echo "tpu.sh: $*" >&2; }
 
 call() { # print a command, and run it unless this is a dry run
-  printf '+' >&2
-  printf ' %q' "$@" >&2
-  printf '\n' >&2
+  local words
+  words=$(printf ' %q' "$@")
+  printf '+%s\n' "$words" >&2 # in one piece: several slices speak at once
   [[ -n $dry ]] || "$@"
 }
 

@@ -27,7 +27,7 @@ def show(plan: Plan, changed: str) -> None:
     verdict = "[bold green]fits[/]" if plan.fits else "[bold red]does not fit[/]"
     console.print(f"{verdict}: {used} of {plan.limit_gib:.2f} GiB a device", highlight=False)
     if plan.refusal:
-        console.print(f"the compiler says: {plan.refusal}", markup=False, highlight=False)
+        console.print(plan.refusal, markup=False, highlight=False)
     if plan.suggestion:
         console.print(f"to try: {plan.suggestion}", markup=False, highlight=False)
     console.print(_memory(plan))

@@ -73,8 +73,8 @@ class Plan:
 
     peak_gib: the most that is held at once; where the compiler refuses, what it says it would need, or None.
     parts_gib: arguments by name. dominates: which part, or the temporaries, is the largest. refusal: the
-    compiler's reason. involuntary: arrays that the partitioner gathers whole on every device because it finds
-    no better way, which asks for another sharding. seconds: None where it does not fit.
+    reason why there is no program. involuntary: arrays that the partitioner gathers whole on every device
+    because it finds no better way, which asks for another sharding. seconds: None where it does not fit.
     """
 
     job: str
@@ -119,15 +119,19 @@ def make_plan(job: Job, target: Target, mesh: Mesh) -> Plan:
     arguments, peak, temporaries, found, seconds = sum(parts.values()), None, None, (), None
     refusal, compiler_flops = "", None
     began = time.perf_counter()
-    lowered = job.lower()
-    try:
-        with _heard() as warnings:
-            compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        refusal, peak = _refusal(str(error))
+    compiled, warnings = None, []
+    if arguments > limit:  # minutes of compilation would show nothing else
+        refusal, peak = "not compiled, as the arguments alone do not fit", arguments
     else:
+        lowered = job.lower()
+        try:
+            with _heard() as warnings:
+                compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            refusal, peak = _refusal(str(error))
+    if compiled is not None:
         memory = compiled.memory_analysis()
         arguments = memory.argument_size_in_bytes / GIB
         temporaries = memory.temp_size_in_bytes / GIB

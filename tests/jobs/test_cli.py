@@ -97,6 +97,7 @@ class TestAheadOfTime:
 
     pytestmark = needs_compiler
 
+    @pytest.mark.slow
     def test_language_at_real_widths(self):
         """Stage 2 on four chips, two layers of 32: what is gathered are the weights, three times."""
         layers, width, mlp, vocab = 2, 4096, 11008, 32003
@@ -108,7 +109,8 @@ class TestAheadOfTime:
         assert found["fits"] and found["peak_gib"] < 15.75 and found["involuntary"] == 0
         weights = layers * (4 * width**2 + 3 * width * mlp)
         learns = 4 * (weights + vocab * width) / 4 / 2**30  # float32, a quarter on each chip
-        assert found["parts_gib"]["parameters that learn"] == pytest.approx(learns, rel=0.1)
+        # the grounding model and the projector learn too
+        assert learns < found["parts_gib"]["parameters that learn"] < 1.2 * learns
         sent = sum(one["sent"] for one in found["collectives"].values())
         # forward, recomputed forward and backward in bfloat16, and gradients: 3/4 of each comes from others
         assert 3 * 2 * weights * 3 / 4 < sent < 16 * 2 * (weights + 2 * vocab * width) * 3 / 4

@@ -105,7 +105,7 @@ def test_what_does_not_fit_comes_with_advice():
     small = dataclasses.replace(CHIP, memory=2.0**19)
     plan = make_plan(job_of(lambda x: x * 2, rows), eight(small), mesh)
     assert not plan.fits and plan.seconds is None and plan.dominates == "rows"
-    assert plan.suggestion == "fewer rows"
+    assert plan.suggestion == "fewer rows" and "not compiled" in plan.refusal
 
 
 def test_a_compiler_that_refuses_is_quoted(monkeypatch):
