@@ -102,7 +102,7 @@ def test_four_processes_of_which_one_dies_ten_times_learn_what_they_would_have(t
     ]
     environment = {
         **os.environ,
-        **{"LGJAX": "python -m lgjax", "LGJAX_RESTARTS": str(2 * kills), "LGJAX_PAUSE": "5"},
+        **{"LGJAX": "python -m lgjax", "LGJAX_RESTARTS": str(4 * kills), "LGJAX_PAUSE": "5"},
         **{"XLA_FLAGS": FLAGS},
     }
 
