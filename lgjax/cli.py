@@ -12,12 +12,14 @@ import tyro
 
 from lgjax import __version__
 from lgjax.data import cli as data
+from lgjax.serve.cli import serve
 from lgjax.train import cli as train
 
 DESCRIPTION = """Grounded visual chat: ask about a picture, get an answer whose phrases have boxes and masks.
 
   lgjax convert LLAVA_GROUNDING_FOLDER model   once: turn PyTorch weights into a checkpoint
   lgjax chat photo.jpg "Describe the scene." --checkpoint model --out answer
+  lgjax serve --checkpoint model               the same over HTTP, as OpenAI's chat completions
   lgjax data build lg_coco --from coco --to data/lg_coco
   lgjax train --config configs/stage1.py       train a stage (--help, --dry-run)
   lgjax checkpoint runs/stage1 model           the model of a run that was not finished
@@ -209,6 +211,7 @@ def checkpoint(
 
 
 app.command(data.app, name="data", help=data.HELP)
+app.command(serve)
 
 
 def main(arguments: list[str] | None = None) -> None:

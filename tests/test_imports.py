@@ -21,7 +21,8 @@ ALLOWED = {
     "train": {"config", "data", "losses", "models", "parallel", "convert", "infer", "text", "draw"},
     "draw": {"text"},
     "terminal": {"config", "convert", "data", "draw", "infer", "parallel"},
-    "cli": {"terminal", "convert", "data", "infer", "train"},
+    "serve": {"config", "data", "draw", "infer", "text"},
+    "cli": {"terminal", "convert", "data", "infer", "serve", "train"},
     "__main__": {"cli"},
     "__init__": {"infer", "config"},
 }
@@ -60,6 +61,7 @@ def test_help_loads_no_heavy_library():
         "import sys\nfrom lgjax.cli import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
         "heavy = {'jax', 'flax', 'torch', 'transformers', 'orbax', 'grain', 'tensorflow_datasets'}\n"
+        "heavy |= {'fastapi', 'gradio', 'pydantic', 'uvicorn'}\n"
         "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
