@@ -26,6 +26,7 @@ _MASK_ALPHA = 0.45
 _MIN_WIDTH = 480
 _COARSEST_STEP = 16
 _CHUNK = 1 << 22
+_MARKDOWN = frozenset("<>&\"'*_`#[]~|\\$")
 
 
 @runtime_checkable
@@ -245,9 +246,8 @@ def coloured_html(text: str, phrases: Sequence[Drawable]) -> str:
     """The text for a web page: phrases with boxes on their colour, no word read as HTML or Markdown."""
     out = ""
     for piece, index in split_by_phrase(text, phrases):
-        # punctuation as entities is left alone by both
-        words = "".join(c if c.isalnum() or c == " " else f"&#{ord(c)};" for c in piece)
-        words = words.replace("&#10;", "<br>")
+        # as entities, these are left alone by both
+        words = "".join(f"&#{ord(c)};" if c in _MARKDOWN else c for c in piece).replace("\n", "<br>")
         if index is not None and len(phrases[index].boxes):
             colour = phrase_colour(index)
             style = f"background-color: rgb{colour}; color: rgb{ink_on(colour)}; border-radius: 4px"

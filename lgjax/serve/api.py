@@ -156,10 +156,6 @@ def create_app(
     return app
 
 
-class _Left(Exception):
-    """The client has gone."""
-
-
 class _Listener:
     """One client at the desk. What it is told is made ready for the wire on the desk's thread."""
 
@@ -211,7 +207,7 @@ class _Listener:
                 with contextlib.suppress(TimeoutError):
                     return await asyncio.wait_for(self._told.get(), _LOOK_SECONDS)
                 if await request.is_disconnected():
-                    raise _Left
+                    raise _Refused(499, "the client has gone")  # nobody reads it
         except BaseException:
             self._desk.leave(self._ticket)
             raise
@@ -254,8 +250,6 @@ def _fault(error: Exception) -> _Refused:
         return _Refused(429, str(error), {"Retry-After": str(error.seconds)})
     if isinstance(error, Stopping):
         return _Refused(503, str(error))
-    if isinstance(error, _Left):
-        return _Refused(499, "the client has gone")
     _log.error("a question failed", exc_info=error)
     return _Refused(500, "a fault of the server; its log says more")
 

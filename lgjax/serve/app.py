@@ -277,13 +277,13 @@ def build(page: Page, limits: Limits, about: str) -> gr.Blocks:
                     [[path] for path in examples()], [picture], label="Examples", examples_per_page=4
                 )
             with gr.Column(min_width=320):
-                talk = gr.Chatbot(label="Conversation", height=260, elem_id="talk", feedback_options=None)
+                talk = gr.Chatbot(label="Conversation", height=260, elem_id="talk", buttons=["copy"])
                 text = gr.Textbox(label="Question", placeholder="Describe the scene.", elem_id="question")
                 with gr.Row():
                     send = gr.Button("Ask", variant="primary", min_width=90, elem_id="ask")
-                    again = gr.Button("Regenerate", min_width=90)
-                    back = gr.Button("Undo", min_width=70)
-                    clear = gr.Button("Clear", min_width=70)
+                    again = gr.Button("Regenerate", min_width=90, elem_id="again")
+                    back = gr.Button("Undo", min_width=70, elem_id="undo")
+                    clear = gr.Button("Clear", min_width=70, elem_id="clear")
                 answer = gr.HighlightedText(
                     label="Last answer: select a phrase to see what it names",
                     color_map=colours,
@@ -389,7 +389,7 @@ def build(page: Page, limits: Limits, about: str) -> gr.Blocks:
         gr.on([send.click, text.submit], ask, [state, text, *how], told, api_visibility="private")
         again.click(regenerate, [state, *how], told, api_visibility="private")
         back.click(undo, state, shown, api_visibility="private")
-        clear.click(forget_all, state, [*shown, picture], api_visibility="private")
+        gr.on([clear.click, talk.clear], forget_all, state, [*shown, picture], api_visibility="private")
         answer.select(choose, state, found, api_visibility="private")
         whole.click(all_phrases, state, found, api_visibility="private")
     blocks.queue(max_size=4 * limits.waiting, default_concurrency_limit=limits.waiting)

@@ -3,6 +3,9 @@
 import base64
 import contextlib
 import io
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -30,6 +33,28 @@ def running(app: FastAPI) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join(30)
+
+
+@contextlib.contextmanager
+def command(*options: str) -> Iterator[tuple[subprocess.Popen, str]]:
+    """`lgjax serve` with the untrained model as a process of its own; the value is it and its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    line = [sys.executable, "-m", "lgjax", "serve", "--checkpoint", "debug", "--port", port, *options]
+    server = subprocess.Popen(line)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(1800):
+            time.sleep(0.1)
+            with contextlib.suppress(httpx.TransportError):
+                assert httpx.get(f"{address}/healthz").json()["status"] == "ok"
+                break
+            assert server.poll() is None
+        yield server, address
+    finally:
+        server.kill()
+        server.wait()
 
 
 def png(seed: int = 0) -> bytes:

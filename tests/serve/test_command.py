@@ -2,34 +2,18 @@
 
 import concurrent.futures
 import signal
-import socket
-import subprocess
-import sys
 import time
 
 import httpx
 import pytest
 
 from lgjax.cli import main
-from tests.serve.server import ask, post
+from tests.serve.server import ask, command, post
 
 
 @pytest.mark.slow
 def test_sigterm_ends_the_server_when_every_answer_is_out():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "lgjax", "serve", "--checkpoint", "debug", "--port", str(port)]
-    server = subprocess.Popen([*command, "--limits.batch", "1"])
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(1200):
-            time.sleep(0.1)
-            try:
-                assert httpx.get(f"{address}/healthz").json()["status"] == "ok"
-                break
-            except httpx.TransportError:
-                assert server.poll() is None
+    with command("--limits.batch", "1") as (server, address):
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             asked = [
                 pool.submit(post, address, ask("What?"), max_tokens=60, stream=bool(i % 2), timeout=300)
@@ -44,8 +28,6 @@ def test_sigterm_ends_the_server_when_every_answer_is_out():
         assert server.wait(60) in (0, 143, -signal.SIGTERM)
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{address}/healthz")
-    finally:
-        server.kill()
 
 
 @pytest.mark.parametrize(
