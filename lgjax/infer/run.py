@@ -120,10 +120,9 @@ class Batch:
 
     def _told(self, readers: Sequence[Reader]) -> Iterator[tuple[int, Event]]:
         """What the newest chunk brought each reader: words first, then what takes longer to find."""
-        states = np.array(self._state.seg_states)
         known = self._read_ids()
         told = []
-        for i in [i for i, row in enumerate(self._rows) if i in known]:
+        for i in known:
             row = self._rows[i]
             row.closed |= readers[i] == "gone"
             if row.closed:
@@ -134,12 +133,14 @@ class Batch:
         due = [i for i in told if known[i] > len(self._rows[i].grounded)]
         if due:
             self._progress("grounding")
-        # one call for a whole batch; rows on their own share the program of one row
-        for group in [due] if len(due) == len(self._rows) else [[i] for i in due]:
-            requests = [self._requests[i] for i in group]
-            found = ground(self._model, requests, [states[i, : known[i]] for i in group])
-            for i, grounded in zip(group, found, strict=True):
-                self._rows[i].grounded = grounded
+            states = np.array(self._state.seg_states)
+            # rows that end together are grounded in one call, others share the program of one row
+            at_once = len(told) == len(self._rows) and all(row.closed for row in self._rows)
+            for group in [told] if at_once else [[i] for i in due]:
+                requests = [self._requests[i] for i in group]
+                found = ground(self._model, requests, [states[i, : known[i]] for i in group])
+                for i, grounded in zip(group, found, strict=True):
+                    self._rows[i].grounded = grounded
         for i in told:
             yield from ((i, event) for event in self._findings(self._rows[i], self._requests[i]))
 

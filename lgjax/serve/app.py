@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import importlib.resources
 import json
 import queue
@@ -68,15 +69,12 @@ class Page:
         """Begin a conversation about another picture.
 
         Raises:
-            gr.Error: no picture that the limits let in.
+            ValueError: no picture that the limits let in.
         """
         if path is None:
             return Session()
         data = Path(path).read_bytes()
-        try:
-            decode_picture(data, self._limits)
-        except ValueError as error:
-            raise gr.Error(str(error)) from error
+        decode_picture(data, self._limits)
         return Session(data, folder=tempfile.mkdtemp(prefix="lgjax-page-"))
 
     def tap(self, session: Session, kind: str, x: float, y: float) -> Session:
@@ -100,19 +98,15 @@ class Page:
         """Ask the next question; the answer so far is the last of each pair, with its phrases so far.
 
         Raises:
-            gr.Error: the question makes no sense, or the server takes none.
+            ValueError: the question makes no sense.
+            Busy, Stopping: the server takes none.
         """
         earlier = tuple((asked.turn, asked.answer["text"]) for asked in session.turns)
         told: queue.SimpleQueue[Event | Exception] = queue.SimpleQueue()
         ticket = Ticket(Question(session.picture, earlier, turn, options, True), told.put)
         if len(earlier) >= self._limits.turns:
-            raise gr.Error(
-                f"the conversation has {len(earlier)} questions, and no more are possible; clear it"
-            )
-        try:
-            self._desk.submit(ticket)
-        except (Busy, Stopping) as error:
-            raise gr.Error(str(error)) from error
+            raise ValueError(f"{len(earlier)} questions are the most of a conversation; clear it")
+        self._desk.submit(ticket)
         text, phrases = "", []
         try:
             while True:
@@ -122,8 +116,7 @@ class Page:
                     yield session, Asked(turn, {"text": text, "phrases": phrases})
                     continue
                 if isinstance(event, Exception):
-                    known = isinstance(event, ValueError)
-                    raise gr.Error(str(event) if known else "a fault of the server; its log says more")
+                    raise event
                 if isinstance(event, Done):
                     asked = Asked(turn, event.answer.to_json())
                     yield (
@@ -175,6 +168,12 @@ class Page:
 
     def _decoded(self, session: Session) -> PIL.Image.Image:
         return decode_picture(session.picture, self._limits)
+
+
+def _warn(error: Exception, shown: tuple) -> tuple:
+    """Say what is wrong, and show what was there before."""
+    gr.Warning(html.escape(str(error)))
+    return shown
 
 
 def _forget(session: Session) -> None:
@@ -244,12 +243,12 @@ def _pieces(asked: Asked | None) -> list[tuple[str, str | None]]:
 def knows(model: Model, name: str) -> str:
     """Say which model answers, and what it can do."""
     config = model.config
-    can = ["words"]
-    can += ["boxes and masks of phrases"] if config.grounding is not None else []
-    can += ["clicks, boxes and scribbles"] if config.prompt is not None else []
+    can = ["answers in words"]
+    can += ["finds boxes and masks of phrases"] if config.grounding is not None else []
+    can += ["reads clicks, boxes and scribbles"] if config.prompt is not None else []
     note = " It is tiny and untrained: its answers are nonsense." if name == "debug" else ""
     size = f"{config.llama.num_layers} layers of width {config.llama.hidden_size}"
-    return f"**{name}** ({size}) knows {', '.join(can)}.{note}"
+    return f"**{name}** ({size}) {', '.join(can)}.{note}"
 
 
 def examples() -> list[str]:
@@ -280,10 +279,10 @@ def build(page: Page, limits: Limits, about: str) -> gr.Blocks:
                 talk = gr.Chatbot(label="Conversation", height=260, elem_id="talk", buttons=["copy"])
                 text = gr.Textbox(label="Question", placeholder="Describe the scene.", elem_id="question")
                 with gr.Row():
-                    send = gr.Button("Ask", variant="primary", min_width=90, elem_id="ask")
-                    again = gr.Button("Regenerate", min_width=90, elem_id="again")
-                    back = gr.Button("Undo", min_width=70, elem_id="undo")
-                    clear = gr.Button("Clear", min_width=70, elem_id="clear")
+                    send = gr.Button("Ask", variant="primary", size="md", min_width=70, elem_id="ask")
+                    again = gr.Button("Again", size="md", min_width=70, elem_id="again")
+                    back = gr.Button("Undo", size="md", min_width=60, elem_id="undo")
+                    clear = gr.Button("Clear", size="md", min_width=60, elem_id="clear")
                 answer = gr.HighlightedText(
                     label="Last answer: select a phrase to see what it names",
                     color_map=colours,
@@ -318,7 +317,10 @@ def build(page: Page, limits: Limits, about: str) -> gr.Blocks:
             return (session, *texts, page.found(session, last, None), *page.files(session))
 
         def take(path: str | None) -> tuple:
-            return show(page.take(path))
+            try:
+                return show(page.take(path))
+            except ValueError as error:
+                return _warn(error, show(Session()))
 
         def tap(session: Session, how: str, event: gr.SelectData) -> tuple:
             session = page.tap(session, how, *event.index)
@@ -331,37 +333,39 @@ def build(page: Page, limits: Limits, about: str) -> gr.Blocks:
             session = dataclasses.replace(session, regions=session.regions[:-1], unfinished=False)
             return session, page.preview(session)
 
-        def stream(session: Session, turn: Turn, options: tuple) -> Iterator[tuple]:
-            if not session.picture:
-                raise gr.Error("upload a picture first, or take an example")
+        def stream(session: Session, turn: Turn, options: tuple, before: Session) -> Iterator[tuple]:
             level, only_best, temperature, tokens, wanted = options
             chosen = Options(
                 threshold=None if only_best else level,
                 temperature=temperature,
                 seed=secrets.randbelow(2**32),
                 max_tokens=int(tokens),
-                answer=wanted.strip() or None,
+                answer=(wanted or "").strip() or None,
             )
             drawn = -1
-            for later, asked in page.ask(session, turn, chosen):
-                count = len(asked.answer["phrases"])
-                # a picture is sent only when there is something new on it
-                image = page.found(session, asked, None) if count != drawn else gr.skip()
-                drawn = count
-                if later is not session:
-                    yield *show(later), "", page.preview(later)
-                    return
-                messages = _messages([*session.turns, asked])
-                yield session, messages, _pieces(asked), image, gr.skip(), gr.skip(), gr.skip(), gr.skip()
+            try:
+                if not session.picture:
+                    raise ValueError("upload a picture first, or take an example")
+                for later, asked in page.ask(session, turn, chosen):
+                    if later is not session:
+                        yield *show(later), "", page.preview(later)
+                        return
+                    count = len(asked.answer["phrases"])
+                    # a picture is sent only when there is something new on it
+                    image = page.found(session, asked, None) if count != drawn else gr.skip()
+                    drawn = count
+                    messages = _messages([*session.turns, asked])
+                    yield session, messages, _pieces(asked), image, *[gr.skip()] * 4
+            except (ValueError, Busy, Stopping) as error:
+                yield _warn(error, (*show(before), gr.skip(), gr.skip()))
 
         def ask(session: Session, question: str, *options: Any) -> Iterator[tuple]:
-            yield from stream(session, Turn(question, session.regions), options)
+            yield from stream(session, Turn(question or "", session.regions), options, session)
 
         def regenerate(session: Session, *options: Any) -> Iterator[tuple]:
-            if not session.turns:
-                raise gr.Error("there is no answer yet")
-            earlier = dataclasses.replace(session, turns=session.turns[:-1])
-            yield from stream(earlier, session.turns[-1].turn, options)
+            if session.turns:
+                earlier = dataclasses.replace(session, turns=session.turns[:-1])
+                yield from stream(earlier, session.turns[-1].turn, options, session)
 
         def undo(session: Session) -> tuple:
             return show(dataclasses.replace(session, turns=session.turns[:-1]))

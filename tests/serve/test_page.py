@@ -45,7 +45,7 @@ def page(request, address):
         page = browser.new_page(viewport={"width": width, "height": height}, accept_downloads=True)
         page.set_default_timeout(120_000)
         page.goto(address)
-        page.get_by_text("knows words").wait_for()
+        page.get_by_text("answers in words").wait_for()
         yield page
         browser.close()
 
@@ -196,7 +196,7 @@ def test_an_open_page_does_not_hold_up_the_end():
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page()
         page.goto(address)
-        page.get_by_text("knows words").wait_for()
+        page.get_by_text("answers in words").wait_for()
         page.wait_for_timeout(1000)
         server.send_signal(signal.SIGTERM)
         assert server.wait(30) in (0, 143, -signal.SIGTERM)
