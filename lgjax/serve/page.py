@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+from jaxtyping import Bool
 
 from lgjax import draw
 from lgjax.data import masks
+from lgjax.data.images import ImageSize
 from lgjax.infer.answer import Phrase
 from lgjax.infer.regions import Box, Click, Region, Scribble
 from lgjax.infer.request import Model, Options
@@ -178,20 +180,25 @@ def _outline(region: Region) -> list[tuple[float, float]]:
     return list(region.points)
 
 
-def _phrases(asked: Asked, size: tuple[int, int]) -> list[Phrase]:
+def _phrases(asked: Asked, size: ImageSize) -> list[Phrase]:
+    """The phrases of an answer, with masks of a picture of `size`."""
     phrases = []
     for found in asked.answer["phrases"]:
         shown = [np.asarray(masks.decode(code, size)) for code in found["masks"]]
-        phrases.append(
-            Phrase(
-                found["text"],
-                tuple(found["span"]),
-                np.asarray(found["boxes"], np.float32).reshape(-1, 4),
-                np.asarray(found["scores"], np.float32),
-                np.stack(shown) if shown else np.zeros((0, *size[::-1]), bool),
-            )
-        )
+        phrases.append(_phrase(found, np.stack(shown) if shown else np.zeros((0, *size[::-1]), bool)))
     return phrases
+
+
+def _spoken(asked: Asked) -> list[Phrase]:
+    """The phrases without what their masks show: enough for the colours of the text."""
+    found = asked.answer["phrases"]
+    return [_phrase(phrase, np.zeros((len(phrase["boxes"]), 1, 1), bool)) for phrase in found]
+
+
+def _phrase(found: dict[str, Any], shown: Bool[np.ndarray, "n h w"]) -> Phrase:
+    boxes = np.asarray(found["boxes"], np.float32).reshape(-1, 4)
+    scores = np.asarray(found["scores"], np.float32)
+    return Phrase(found["text"], tuple(found["span"]), boxes, scores, shown)
 
 
 def _nothing(phrase: Phrase) -> Phrase:
@@ -199,12 +206,6 @@ def _nothing(phrase: Phrase) -> Phrase:
     return dataclasses.replace(
         phrase, boxes=phrase.boxes[:0], scores=phrase.scores[:0], masks=phrase.masks[:0]
     )
-
-
-def _spoken(asked: Asked) -> list[Phrase]:
-    """The phrases without their masks: enough for the colours of the text."""
-    plain = [{**phrase, "masks": []} for phrase in asked.answer["phrases"]]
-    return _phrases(Asked(asked.turn, {"phrases": plain}), (1, 1))
 
 
 def messages_of(turns: Sequence[Asked]) -> list[dict[str, str]]:
