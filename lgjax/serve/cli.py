@@ -33,6 +33,7 @@ def serve(
         dtype: Numbers of the language model; auto takes float32 where it fits into memory.
         limits: Bounds of what clients may ask.
     """
+    limits.check()
     token = None
     if token_file is not None:
         token = token_file.read_text(encoding="utf-8").strip()

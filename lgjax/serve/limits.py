@@ -18,9 +18,6 @@ class Limits:
     in the queue; batch: questions that are answered together; gather_seconds: how long a question waits for
     others to share its batch; pictures: whose features are kept for the next question; page_minutes: after
     which the page forgets a conversation that nobody goes on with.
-
-    Raises:
-        ValueError: a bound that lets nothing in.
     """
 
     upload_bytes: int = 16 * 2**20
@@ -35,7 +32,12 @@ class Limits:
     pictures: int = 8
     page_minutes: int = 60
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse bounds that let nothing in.
+
+        Raises:
+            ValueError: a bound below 1, or a negative time.
+        """
         for name, value in dataclasses.asdict(self).items():
             if value < 0 or (value < 1 and name != "gather_seconds"):
                 raise ValueError(f"limit {name} {value} must be at least 1")
