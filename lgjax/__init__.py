@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lgjax.infer.chat import Conversation, GroundedChat
     from lgjax.infer.regions import Again, Box, Click, Mask, Scribble
     from lgjax.infer.request import Options
+    from lgjax.infer.stream import Done, Found, Words
 
 _HOMES = {
     "Again": "lgjax.infer.regions",
@@ -24,11 +25,14 @@ _HOMES = {
     "Box": "lgjax.infer.regions",
     "Click": "lgjax.infer.regions",
     "Conversation": "lgjax.infer.chat",
+    "Done": "lgjax.infer.stream",
+    "Found": "lgjax.infer.stream",
     "GroundedChat": "lgjax.infer.chat",
     "Mask": "lgjax.infer.regions",
     "Options": "lgjax.infer.request",
     "Phrase": "lgjax.infer.answer",
     "Scribble": "lgjax.infer.regions",
+    "Words": "lgjax.infer.stream",
 }
 __all__ = [
     "Again",
@@ -36,11 +40,14 @@ __all__ = [
     "Box",
     "Click",
     "Conversation",
+    "Done",
+    "Found",
     "GroundedChat",
     "Mask",
     "Options",
     "Phrase",
     "Scribble",
+    "Words",
     "__version__",
 ]
 

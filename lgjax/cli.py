@@ -15,12 +15,14 @@ from lgjax.annotate import cli as annotate
 from lgjax.data import cli as data
 from lgjax.eval import cli as evaluate
 from lgjax.jobs import cli as plan
+from lgjax.serve.cli import serve
 from lgjax.train import cli as train
 
 DESCRIPTION = """Grounded visual chat: ask about a picture, get an answer whose phrases have boxes and masks.
 
   lgjax convert LLAVA_GROUNDING_FOLDER model   once: turn PyTorch weights into a checkpoint
   lgjax chat photo.jpg "Describe the scene." --checkpoint model --out answer
+  lgjax serve --checkpoint model               the same over HTTP, as OpenAI's chat completions
   lgjax data build lg_coco --from coco --to data/lg_coco
   lgjax annotate run --instances instances.json --chats chats.json --to mine    grounded chat of your own
   lgjax train --config configs/stage1.py       train a stage (--help, --dry-run)
@@ -225,6 +227,7 @@ def checkpoint(
 app.command(data.app, name="data", help=data.HELP)
 app.command(evaluate.app, name="eval", help=evaluate.HELP)
 app.command(annotate.app, name="annotate", help=annotate.HELP)
+app.command(serve)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -26,6 +26,7 @@ _MASK_ALPHA = 0.45
 _MIN_WIDTH = 480
 _COARSEST_STEP = 16
 _CHUNK = 1 << 22
+_MARKDOWN = frozenset("<>&\"'*_`#[]~|\\$")
 
 
 @runtime_checkable
@@ -239,6 +240,41 @@ def coloured_text(text: str, phrases: Sequence[Drawable]) -> Text:
             style = f"bold rgb({r},{g},{b})"
         out.append(piece, style=style or None)
     return out
+
+
+def coloured_html(text: str, phrases: Sequence[Drawable]) -> str:
+    """The text for a web page: phrases with boxes on their colour, no word read as HTML or Markdown."""
+    out = ""
+    for piece, index in split_by_phrase(text, phrases):
+        # as entities, these are left alone by both
+        words = "".join(f"&#{ord(c)};" if c in _MARKDOWN else c for c in piece).replace("\n", "<br>")
+        if index is not None and len(phrases[index].boxes):
+            colour = phrase_colour(index)
+            style = f"background-color: rgb{colour}; color: rgb{ink_on(colour)}; border-radius: 4px"
+            words = f'<span style="{style}">{words}</span>'
+        out += words
+    return out
+
+
+def draw_prompts(
+    image: PIL.Image.Image, prompts: Sequence[Sequence[tuple[_Number, _Number]]]
+) -> PIL.Image.Image:
+    """Draw prompts as they were given, numbered from 1: lines through points (x, y), a single one as disc."""
+    image = image.convert("RGB")
+    draw = PIL.ImageDraw.Draw(image)
+    width = max(2, max(image.size) // 150)
+    font = _font(_text_size(image))
+    placed: list[_Rectangle] = []
+    for index, points in enumerate(prompts):
+        colour = phrase_colour(index)
+        if len(points) > 1:
+            draw.line(points, fill=colour, width=width, joint="curve")
+        else:
+            draw.circle(points[0], 2 * width, fill=colour, outline=ink_on(colour))
+        xs, ys = zip(*points, strict=True)
+        box = (min(xs), min(ys), max(xs), max(ys))
+        placed.append(_label(draw, box, str(index + 1), colour, font, image.size, placed))
+    return image
 
 
 def draw_marks(

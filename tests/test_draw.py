@@ -1,5 +1,8 @@
 """Overlays, coloured text, marks."""
 
+import html
+import re
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -9,10 +12,12 @@ from scipy.ndimage import distance_transform_edt
 
 from lgjax.draw import (
     SHEET_COLOUR,
+    coloured_html,
     coloured_text,
     deepest_point,
     draw_marks,
     draw_phrases,
+    draw_prompts,
     ink_on,
     phrase_colour,
     place_marks,
@@ -236,3 +241,29 @@ def test_marks_refuse_other_sizes_and_empty_masks():
     with pytest.raises(ValueError, match="mask 1 has no pixels"):
         draw_marks(image, np.stack([np.ones((6, 8), bool), np.zeros((6, 8), bool)]))
     assert draw_marks(image, np.zeros((0, 6, 8), bool)).size == (8, 6)
+
+
+@given(st.text(max_size=40))
+def test_words_of_a_page_are_only_words(text):
+    code = coloured_html(text, [phrase(text[:5], 0)] if text[:5] else [])
+    assert set(re.findall(r"<[^>]*>", code)) <= {code[: code.find(">") + 1], "</span>", "<br>"}
+    plain = re.sub(r"<(?!br)[^>]*>", "", code)
+    assert not set(plain.replace("<br>", "")) & set("<>*_`[]|\\")
+    # what a browser shows; it reads the code of a character as html does
+    assert html.unescape(plain.replace("<br>", "\n")) == text
+
+
+def test_phrases_of_a_page_stand_on_their_colour():
+    code = coloured_html("A <cat> and none.", [phrase("A <cat>", 0), phrase("none", 12, boxes=())])
+    assert code.startswith(f'<span style="background-color: rgb{phrase_colour(0)}; color: rgb(0, 0, 0);')
+    assert code.endswith('">A &#60;cat&#62;</span> and none.')
+
+
+def test_prompts_are_drawn_where_they_are():
+    image = PIL.Image.fromarray(np.full((200, 300, 3), 100, np.uint8))
+    box = [(150, 100), (250, 100), (250, 180), (150, 180), (150, 100)]
+    drawn = np.asarray(draw_prompts(image, [[(60, 150)], box]))
+    assert tuple(drawn[150, 60]) == phrase_colour(0)
+    assert all(tuple(drawn[y, x]) == phrase_colour(1) for x, y in ((200, 180), (150, 150), (250, 150)))
+    assert (drawn[120:170, 170:230] == 100).all() and (drawn[150:, :40] == 100).all()
+    assert np.array_equal(draw_prompts(image, []), image)

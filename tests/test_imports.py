@@ -25,7 +25,8 @@ ALLOWED = {
     "jobs": {"config", "convert", "infer", "models", "parallel", "text", "train"},
     "draw": {"text"},
     "terminal": {"config", "convert", "data", "draw", "infer", "parallel"},
-    "cli": {"terminal", "annotate", "convert", "data", "eval", "infer", "jobs", "train"},
+    "serve": {"config", "data", "draw", "infer", "text"},
+    "cli": {"terminal", "annotate", "convert", "data", "eval", "infer", "jobs", "serve", "train"},
     "__main__": {"cli"},
     "__init__": {"infer", "config"},
 }
@@ -65,6 +66,7 @@ def test_help_loads_no_heavy_library():
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
         "heavy = {'jax', 'flax', 'torch', 'transformers', 'orbax', 'grain', 'tensorflow_datasets'}\n"
         "heavy |= {'openai'}\n"
+        "heavy |= {'fastapi', 'gradio', 'pydantic', 'uvicorn'}\n"
         "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

@@ -64,11 +64,20 @@ def image_size(path: Path) -> ImageSize:
         ValueError: not a picture, or its head is damaged.
     """
     with _open(_existing(path), f"'{path}'", path.stat().st_size) as image:
-        try:
-            turned = image.getexif().get(PIL.ExifTags.Base.Orientation) in (5, 6, 7, 8)
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
-            raise ValueError(f"'{path}' is damaged or truncated: {error}") from error
-        return (image.height, image.width) if turned else image.size
+        return shown_size(image, f"'{path}'")
+
+
+def shown_size(image: PIL.Image.Image, name: str = "image") -> ImageSize:
+    """Return the (width, height) of an opened picture with its EXIF rotation applied; nothing is decoded.
+
+    Raises:
+        ValueError: its head is damaged.
+    """
+    try:
+        turned = image.getexif().get(PIL.ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise ValueError(f"{name} is damaged or truncated: {error}") from error
+    return (image.height, image.width) if turned else image.size
 
 
 def _existing(source: str | Path) -> Path:

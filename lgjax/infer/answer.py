@@ -28,6 +28,16 @@ class Phrase:
     scores: Float32[np.ndarray, " n"]
     masks: Bool[np.ndarray, "n h w"]
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain dict {"text", "span", "boxes", "scores", "masks": [{"size", "counts"}]}."""
+        return {
+            "text": self.text,
+            "span": list(self.span),
+            "boxes": [[round(float(v), 2) for v in box] for box in self.boxes],
+            "scores": [round(float(score), 6) for score in self.scores],
+            "masks": [masks.encode(mask) for mask in self.masks],
+        }
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Answer:
@@ -62,16 +72,7 @@ class Answer:
         """
         return {
             "text": self.text,
-            "phrases": [
-                {
-                    "text": phrase.text,
-                    "span": list(phrase.span),
-                    "boxes": [[round(float(v), 2) for v in box] for box in phrase.boxes],
-                    "scores": [round(float(score), 6) for score in phrase.scores],
-                    "masks": [masks.encode(mask) for mask in phrase.masks],
-                }
-                for phrase in self.phrases
-            ],
+            "phrases": [phrase.to_json() for phrase in self.phrases],
             "region_mask": None if self.region_mask is None else masks.encode(self.region_mask),
         }
 

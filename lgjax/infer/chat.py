@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from lgjax.infer.answer import Answer
 from lgjax.infer.load import load_model
 from lgjax.infer.regions import Again, Box, Mask, Region, Shown, as_trained, prompt_of
 from lgjax.infer.request import Model, Options, Request, View
-from lgjax.infer.run import Progress, run
+from lgjax.infer.run import Batch, Progress, run
+from lgjax.infer.stream import Done, Event
 from lgjax.models.llama import Cache
 from lgjax.models.splice import plan_row
 from lgjax.text import markup
@@ -101,6 +102,12 @@ class GroundedChat:
             ValueError: an unreadable picture, a region outside it, or marks that do not match the regions.
         """
         return self.start(image).ask(text, region, **options)
+
+    def stream(
+        self, image: images.ImageSource, text: str, region: Regions = None, **options: Any
+    ) -> Iterator[Event]:
+        """Ask one question and hear the answer as it comes; see `Conversation.stream` and `ask`."""
+        return self.start(image).stream(text, region, **options)
 
     def ask_batch(
         self,
@@ -188,6 +195,15 @@ class Conversation:
             raise ValueError(f"there is no region {region.number}; {len(known)} were shown so far")
         return known[region.number - 1]
 
+    def recall(self, text: str, region: Regions, answer: str, **options: Any) -> None:
+        """Put a question that was asked elsewhere and its answer (plain text) at the end of the conversation.
+
+        Raises:
+            ValueError: see `GroundedChat.ask`.
+        """
+        _, turn = self.request(text, region, Options(**options))
+        self._turns.append(dataclasses.replace(turn, answer=answer.replace(IMAGE_PLACEHOLDER, "")))
+
     def undo(self) -> None:
         """Take back the last question and its answer.
 
@@ -215,20 +231,36 @@ class Conversation:
 
         `progress` is called with what is being done: "reading", "answering", "grounding".
         """
-        request, turn = self.request(text, region, Options(**options))
+        *_, last = self._events(text, region, Options(**options), None, progress)
+        assert isinstance(last, Done)
+        return last.answer
+
+    def stream(self, text: str, region: Regions = None, *, chunk: int = 4, **options: Any) -> Iterator[Event]:
+        """Ask the next question and hear the answer as it comes: `Words`, `Found`, and at the end `Done`.
+
+        `chunk` ids are decoded before each look at them. The answer of `Done` is that of `ask`. An iterator
+        that is not read to its end leaves the conversation as it was.
+        """
+        return self._events(text, region, Options(**options), chunk, lambda what: None)
+
+    def _events(
+        self, text: str, region: Regions, options: Options, chunk: int | None, progress: Progress
+    ) -> Iterator[Event]:
+        request, turn = self.request(text, region, options)
         content = np.stack([request.plan.tokens, request.plan.patches, request.plan.objects], 1)
         same = min(len(self._held), len(content) - 1)
         differs = np.flatnonzero((self._held[:same] != content[:same]).any(1))
         request = dataclasses.replace(request, start=int(differs[0]) if len(differs) else same)
         # the cache is used up by the run, also by one that fails
         cache, self._cache, self._held = self._cache, None, self._held[:0]
-        result = run(self._model, [request], cache if request.start else None, progress)
-        fed = np.full((max(len(result.ids[0]) - 1, 0), 3), -1, np.int32)
-        fed[:, 0] = result.ids[0][: len(fed)]
-        self._cache, self._held = result.cache, np.concatenate([content, fed])
-        answer = result.answers[0]
-        self._turns.append(dataclasses.replace(turn, answer=self._remembered(answer)))
-        return answer
+        batch = Batch(self._model, [request], cache if request.start else None, progress)
+        for _, event in batch.events(chunk):
+            if isinstance(event, Done):
+                fed = np.full((max(len(batch.ids[0]) - 1, 0), 3), -1, np.int32)
+                fed[:, 0] = batch.ids[0][: len(fed)]
+                self._cache, self._held = batch.cache, np.concatenate([content, fed])
+                self._turns.append(dataclasses.replace(turn, answer=self._remembered(event.answer)))
+            yield event
 
     def _remembered(self, answer: Answer) -> str:
         """The answer as later prompts repeat it. Source: spec/language_model.md 7.4, 13.5."""

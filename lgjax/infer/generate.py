@@ -47,12 +47,13 @@ class Sampling(NamedTuple):
 
 
 class Generation(NamedTuple):
-    """What was generated, for B rows.
+    """What was generated so far, for B rows.
 
     ids [B, max_new_tokens] int32: the first `counts` [B] of each row are real and include the stop id;
     `stopped` [B] says that a stop id came. seg_states [B, max_segs, D] float32: the first `seg_counts` [B]
-    are real. A count above max_segs means that states were left out: decode again with more room.
-    `cached` [B] counts the valid positions of `cache`: everything but the last id.
+    are real, but for the last one of rows that are `owed` [B] theirs: it comes with the next step. A count
+    above max_segs means that states were left out: decode again with more room. `cached` [B] counts the valid
+    positions of `cache`: everything but the last id, which is fed next.
     """
 
     ids: jax.Array
@@ -60,6 +61,7 @@ class Generation(NamedTuple):
     stopped: jax.Array
     seg_states: jax.Array
     seg_counts: jax.Array
+    owed: jax.Array
     cache: Cache
     cached: jax.Array
 
@@ -127,9 +129,27 @@ def decode(
 ) -> Generation:
     """Generate until every row has a stop id or `limits[i]` (1 to max_new_tokens) ids.
 
+    See `begin`; the cache is donated.
+    """
+    state = begin(model, params, sizes, hidden, cache, positions, limits, sampling, forced)
+    return advance(model, params, sizes, state, limits, sizes.max_new_tokens, sampling, forced)
+
+
+def begin(
+    model: Llama,
+    params: dict,
+    sizes: DecodeSizes,
+    hidden: Float[Array, "b d"],
+    cache: Cache,
+    positions: Int[np.ndarray, " b"],
+    limits: Int[np.ndarray, " b"],
+    sampling: Sampling | None = None,
+    forced: Int[np.ndarray, "b n"] | None = None,
+) -> Generation:
+    """Choose the first id of every row; `advance` goes on from there.
+
     `hidden` and `cache` come from `prefill`, `positions` are the rows' lengths so far. Without `sampling` the
-    best id is taken (the lowest one of equals). `forced[i, n]` >= 0 is taken in place of the n-th choice. The
-    cache is donated.
+    best id is taken (the lowest one of equals). `forced[i, n]` >= 0 is taken in place of the n-th choice.
 
     Raises:
         ValueError: a limit is out of range, or the cache is too short for positions + limits.
@@ -140,88 +160,105 @@ def decode(
     if (positions + limits).max() > cache_length(cache):
         needed, held = (positions + limits).max(), cache_length(cache)
         raise ValueError(f"the cache holds {held} positions, this generation may need {needed}")
-    if forced is not None:
-        room = sizes.max_new_tokens - forced.shape[1]
-        if room < 0:
-            raise ValueError(
-                f"{forced.shape[1]} forced ids, more than max_new_tokens = {sizes.max_new_tokens}"
-            )
-        forced = np.pad(np.asarray(forced, np.int32), ((0, 0), (0, room)), constant_values=-1)
-    return _decode(model, params, sizes, hidden, cache, positions, limits, sampling, forced)
+    state = _begin(model, params, sizes, hidden, positions, sampling, _padded(forced, sizes))
+    return state._replace(cache=cache)
 
 
-class _State(NamedTuple):
-    """Loop state; `ids[b, counts[b] - 1]` is the id that is fed next, at position `cached[b]`."""
+def advance(
+    model: Llama,
+    params: dict,
+    sizes: DecodeSizes,
+    state: Generation,
+    limits: Int[np.ndarray, " b"],
+    steps: int,
+    sampling: Sampling | None = None,
+    forced: Int[np.ndarray, "b n"] | None = None,
+) -> Generation:
+    """Generate up to `steps` more ids of every row that has neither a stop id nor `limits[i]` ids.
 
-    ids: jax.Array
-    counts: jax.Array
-    stopped: jax.Array
-    seg_states: jax.Array
-    seg_counts: jax.Array
-    cache: Cache
-    cached: jax.Array
-    owed: jax.Array  # rows whose newest id is a <seg> that still waits for its own state
+    `state` is donated. Neither steps nor limits compile anew; a limit may be lowered on the way, to
+    `counts[i]` to end a row.
+    """
+    limits = np.asarray(limits, np.int32)
+    return _advance(model, params, sizes, state, limits, np.int32(steps), sampling, _padded(forced, sizes))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "sizes"), donate_argnames="cache")
-def _decode(model: Llama, params, sizes: DecodeSizes, hidden, cache, positions, limits, sampling, forced):
-    b = hidden.shape[0]
-    row = jnp.arange(b)
-    stops = jnp.asarray(sizes.stop_ids, jnp.int32)
+def _padded(forced: Int[np.ndarray, "b n"] | None, sizes: DecodeSizes) -> Int32[np.ndarray, "b m"] | None:
+    if forced is None:
+        return None
+    room = sizes.max_new_tokens - forced.shape[1]
+    if room < 0:
+        raise ValueError(f"{forced.shape[1]} forced ids, more than max_new_tokens = {sizes.max_new_tokens}")
+    return np.pad(np.asarray(forced, np.int32), ((0, 0), (0, room)), constant_values=-1)
 
-    def call(method: str, *args, **kwargs) -> Any:
-        return model.apply({"params": params}, *args, method=method, **kwargs)
 
-    def emit(state: _State, hidden, active) -> _State:
-        """Choose the next id of every active row from the state that predicts it."""
-        ids = choose(call("logits", hidden), state.counts, sampling)
-        if forced is not None:
-            wish = jnp.take_along_axis(forced, state.counts[:, None], axis=1, mode="clip")[:, 0]
-            ids = jnp.where(wish >= 0, wish, ids)
-        seg = active & (ids == sizes.seg_id)
-        state = state._replace(
-            ids=state.ids.at[row, jnp.where(active, state.counts, sizes.max_new_tokens)].set(
-                ids, mode="drop"
-            ),
-            counts=state.counts + active,
-            stopped=state.stopped | (active & jnp.isin(ids, stops)),
-            seg_counts=state.seg_counts + seg,
-            owed=seg & (sizes.seg_state == "at"),
-        )
-        return store(state, hidden, seg) if sizes.seg_state == "before" else state
+@functools.partial(jax.jit, static_argnames=("model", "sizes"))
+def _begin(model: Llama, params, sizes: DecodeSizes, hidden, positions, sampling, forced):
+    b, width = hidden.shape
+    none = jnp.zeros((b,), bool)
+    empty = Generation(
+        ids=jnp.zeros((b, sizes.max_new_tokens), jnp.int32),
+        counts=jnp.zeros((b,), jnp.int32),
+        stopped=none,
+        seg_states=jnp.zeros((b, sizes.max_segs, width), jnp.float32),
+        seg_counts=jnp.zeros((b,), jnp.int32),
+        owed=none,
+        cache=(),
+        cached=jnp.asarray(positions),
+    )
+    return _emit(model, params, sizes, empty, hidden, ~none, sampling, forced)
 
-    def store(state: _State, hidden, which) -> _State:
-        """Write the state of the newest `<seg>` of the rows `which`; no room left: dropped, but counted."""
-        slot = jnp.where(which, state.seg_counts - 1, sizes.max_segs)
-        states = state.seg_states.at[row, slot].set(hidden.astype(jnp.float32), mode="drop")
-        return state._replace(seg_states=states)
 
-    def active_rows(state: _State):
+@functools.partial(jax.jit, static_argnames=("model", "sizes"), donate_argnames="state")
+def _advance(model: Llama, params, sizes: DecodeSizes, state: Generation, limits, steps, sampling, forced):
+    def active_rows(state: Generation):
         return ~state.stopped & (state.counts < limits)
 
-    def step(state: _State) -> _State:
+    def step(loop):
+        done, state = loop
         newest = jnp.take_along_axis(state.ids, state.counts[:, None] - 1, axis=1)
-        embeds = call("embed", newest)
-        states, cache = call("__call__", embeds, state.cached[:, None], cache=state.cache)
+        embeds = model.apply({"params": params}, newest, method="embed")
+        states, cache = model.apply({"params": params}, embeds, state.cached[:, None], cache=state.cache)
         active = active_rows(state)
         state = state._replace(cache=cache, cached=state.cached + active)
         if sizes.seg_state == "at":
-            state = store(state, states[:, 0], state.owed)
-        return emit(state, states[:, 0], active)
+            state = _store(state, states[:, 0], state.owed)
+        return done + 1, _emit(model, params, sizes, state, states[:, 0], active, sampling, forced)
 
-    state = _State(
-        ids=jnp.zeros((b, sizes.max_new_tokens), jnp.int32),
-        counts=jnp.zeros((b,), jnp.int32),
-        stopped=jnp.zeros((b,), bool),
-        seg_states=jnp.zeros((b, sizes.max_segs, hidden.shape[1]), jnp.float32),
-        seg_counts=jnp.zeros((b,), jnp.int32),
-        cache=cache,
-        cached=positions,
-        owed=jnp.zeros((b,), bool),
+    def unfinished(loop):
+        done, state = loop
+        return (done < steps) & (active_rows(state) | state.owed).any()
+
+    return jax.lax.while_loop(unfinished, step, (jnp.int32(0), state))[1]
+
+
+def _emit(model: Llama, params, sizes: DecodeSizes, state: Generation, hidden, active, sampling, forced):
+    """Choose the next id of every active row from the state that predicts it."""
+    logits: Any = model.apply({"params": params}, hidden, method="logits")
+    ids = choose(logits, state.counts, sampling)
+    if forced is not None:
+        wish = jnp.take_along_axis(forced, state.counts[:, None], axis=1, mode="clip")[:, 0]
+        ids = jnp.where(wish >= 0, wish, ids)
+    row = jnp.arange(len(ids))
+    seg = active & (ids == sizes.seg_id)
+    stops = jnp.asarray(sizes.stop_ids, jnp.int32)
+    slot = jnp.where(active, state.counts, sizes.max_new_tokens)
+    state = state._replace(
+        ids=state.ids.at[row, slot].set(ids, mode="drop"),
+        counts=state.counts + active,
+        stopped=state.stopped | (active & jnp.isin(ids, stops)),
+        seg_counts=state.seg_counts + seg,
+        owed=seg & (sizes.seg_state == "at"),
     )
-    state = emit(state, hidden, active_rows(state))
-    state = jax.lax.while_loop(lambda s: (active_rows(s) | s.owed).any(), step, state)
-    return Generation(*state[:-1])
+    return _store(state, hidden, seg) if sizes.seg_state == "before" else state
+
+
+def _store(state: Generation, hidden, which) -> Generation:
+    """Write the state of the newest `<seg>` of the rows `which`; no room left: dropped, but counted."""
+    b, room, _ = state.seg_states.shape
+    slot = jnp.where(which, state.seg_counts - 1, room)
+    states = state.seg_states.at[jnp.arange(b), slot].set(hidden.astype(jnp.float32), mode="drop")
+    return state._replace(seg_states=states)
 
 
 def choose(

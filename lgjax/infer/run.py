@@ -1,45 +1,36 @@
-"""A batch of requests from prompt to answers: prefill, decode, and one grounding call for all phrases."""
+"""A batch of requests from prompt to answers: prefill, decode in chunks, ground phrases as they come."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Int32
+from jaxtyping import Array, Float, Int32
 
-from lgjax.data import images
-from lgjax.infer import engine, generate
-from lgjax.infer.answer import Answer, Phrase
-from lgjax.infer.request import Model, Options, Request, features_of, tokens_of
-from lgjax.infer.select import select_queries
+from lgjax.infer import generate
+from lgjax.infer.answer import Answer
+from lgjax.infer.grounded import Grounded, build_answer, build_phrases, ground
+from lgjax.infer.request import Model, Request, tokens_of
+from lgjax.infer.stream import Done, Event, Found, Words, kept_ids, settled_ids, settled_text
 from lgjax.models.llama import Cache, Llama, init_cache
 from lgjax.models.splice import BatchPlan, RowPlan, plan_batch, splice
 from lgjax.text import markup
-from lgjax.text.tokenizer import Tokenizer
 
 Progress = Callable[[str], None]
-_END_TAG = "</s>"
+Reader = Literal["live", "end", "gone"]  # who waits for a row: for every event, for its answer, nobody
 
 
 class Result(NamedTuple):
     """Answers of a batch, the ids of each row, and the cache: every position but the last id of a row."""
 
     answers: list[Answer]
-    ids: list[np.ndarray]
+    ids: list[Int32[np.ndarray, " n"]]
     cache: Cache
-
-
-class Grounded(NamedTuple):
-    """What was found for a phrase, in query order: boxes (x0, y0, x1, y1) in [0, 1] of the canvas, masks at a
-    quarter of its side."""
-
-    boxes: Float32[np.ndarray, "n 4"]
-    scores: Float32[np.ndarray, " n"]
-    masks: Bool[np.ndarray, "n h w"]
 
 
 def run(
@@ -52,33 +43,149 @@ def run(
 
     The answers do not depend on the other rows. All rows take `queries` from the first request's options.
     """
-    progress("reading")
-    hidden, cache = _prefill(model, requests, cache)
-    progress("answering")
-    out = _decode(model, requests, hidden, cache)
-    ids, states = [], []
-    parts = (out.counts, out.stopped, out.ids, out.seg_states)
-    counts, stopped, all_ids, all_states = (np.asarray(part) for part in parts)
-    ended = []
-    for row, request in enumerate(requests):
-        kept, by_text = kept_ids(all_ids[row, : counts[row]], request.options, model.tokenizer)
-        ids.append(kept)
-        ended.append(bool(stopped[row]) or by_text)
-        states.append(all_states[row, : int((kept == model.tokenizer.seg_id).sum())])
-    if any(len(found) for found in states):
-        progress("grounding")
-    grounded = ground(model, requests, states)
-    answers = []
-    for row, request in enumerate(requests):
-        answers.append(build_answer(request, ids[row], grounded[row], ended[row], model.tokenizer))
-    return Result(answers, ids, out.cache)
+    batch = Batch(model, requests, cache, progress)
+    done = {row: event.answer for row, event in batch.events() if isinstance(event, Done)}
+    return Result([done[row] for row in range(len(requests))], batch.ids, batch.cache)
+
+
+@dataclasses.dataclass(eq=False)
+class _Row:
+    """How far a row has come, and what its reader was told.
+
+    ids: up to where the text ends the answer; settled: those of them that a stop text cannot take back;
+    found: phrases that were told; ended: by a stop id or a text; closed: nothing more will come.
+    """
+
+    ids: Int32[np.ndarray, " n"]
+    settled: Int32[np.ndarray, " m"]
+    sent: str = ""
+    grounded: Sequence[Grounded] = ()
+    found: int = 0
+    ended: bool = False
+    closed: bool = False
+
+
+class Batch:
+    """A batch on its way: `events` tells what comes; afterwards `ids` and `cache` are those of `Result`."""
+
+    def __init__(
+        self,
+        model: Model,
+        requests: Sequence[Request],
+        cache: Cache | None = None,
+        progress: Progress = lambda what: None,
+    ) -> None:
+        self._model = model
+        self._requests = requests
+        self._progress = progress
+        nothing = np.zeros(0, np.int32)
+        self._rows = [_Row(nothing, nothing) for _ in requests]
+        progress("reading")
+        hidden, cache = _prefill(model, requests, cache)
+        progress("answering")
+        self._limits = np.asarray([request.options.max_tokens for request in requests], np.int32)
+        positions = np.asarray([len(request.plan.tokens) for request in requests], np.int32)
+        sizes, sampling, forced = self._choices = _choices(model, requests)
+        params, llama = model.params["llama"], model.llama
+        self._state = generate.begin(
+            llama, params, sizes, hidden, cache, positions, self._limits, sampling, forced
+        )
+
+    @property
+    def ids(self) -> list[Int32[np.ndarray, " n"]]:
+        """The ids of each row so far."""
+        return [row.ids for row in self._rows]
+
+    @property
+    def cache(self) -> Cache:
+        """The cache after the last event."""
+        return self._state.cache
+
+    def events(
+        self, chunk: int | None = None, reader: Callable[[int], Reader] = lambda row: "live"
+    ) -> Iterator[tuple[int, Event]]:
+        """Decode, `chunk` ids at a time (None: all at once), and yield (row, event) as they come.
+
+        `reader` is asked after every chunk who waits for a row: a row that nobody waits for ends without an
+        answer, and one whose reader wants the answer alone is grounded once, at its end.
+        """
+        sizes, sampling, forced = self._choices
+        model, steps = self._model, chunk or sizes.max_new_tokens
+        while any(not row.closed for row in self._rows):
+            params = model.params["llama"]
+            self._state = generate.advance(
+                model.llama, params, sizes, self._state, self._limits, steps, sampling, forced
+            )
+            yield from self._told([reader(i) for i in range(len(self._rows))])
+
+    def _told(self, readers: Sequence[Reader]) -> Iterator[tuple[int, Event]]:
+        """What the newest chunk brought each reader: words first, then what takes longer to find."""
+        known = self._read_ids()
+        told = []
+        for i in known:
+            row = self._rows[i]
+            row.closed |= readers[i] == "gone"
+            if row.closed:
+                self._limits[i] = 1  # holds up nobody
+            if readers[i] != "gone" and (row.closed or readers[i] == "live"):
+                told.append(i)
+                yield from ((i, words) for words in self._words(row))
+        due = [i for i in told if known[i] > len(self._rows[i].grounded)]
+        if due:
+            self._progress("grounding")
+            states = np.array(self._state.seg_states)
+            # rows that end together are grounded in one call, others share the program of one row
+            at_once = len(told) == len(self._rows) and all(row.closed for row in self._rows)
+            for group in [told] if at_once else [[i] for i in due]:
+                requests = [self._requests[i] for i in group]
+                found = ground(self._model, requests, [states[i, : known[i]] for i in group])
+                for i, grounded in zip(group, found, strict=True):
+                    self._rows[i].grounded = grounded
+        for i in told:
+            yield from ((i, event) for event in self._findings(self._rows[i], self._requests[i]))
+
+    def _read_ids(self) -> dict[int, int]:
+        """Take the new ids of open rows; return how many `<seg>` states each of these rows has."""
+        tokenizer, state, known = self._model.tokenizer, self._state, {}
+        parts = (state.counts, state.stopped, state.seg_counts, state.owed, state.ids)
+        counts, stopped, seg_counts, owed, all_ids = (np.array(part) for part in parts)
+        for i, (row, request) in enumerate(zip(self._rows, self._requests, strict=True)):
+            if row.closed:
+                continue
+            stops = request.options.stops
+            row.ids, by_text = kept_ids(all_ids[i, : counts[i]], stops, tokenizer)
+            row.ended = bool(stopped[i]) or by_text
+            over = row.ended or bool(counts[i] >= self._limits[i])
+            row.settled = row.ids if over else settled_ids(row.ids, stops, tokenizer)
+            segs = int((row.settled == tokenizer.seg_id).sum())
+            known[i] = min(segs, int(seg_counts[i]) - int(owed[i]))
+            row.closed = over and known[i] == segs
+            if over:
+                self._limits[i] = counts[i]
+        return known
+
+    def _words(self, row: _Row) -> Iterator[Words]:
+        text = settled_text(row.settled, self._model.tokenizer, whole=row.closed)
+        if len(text) > len(row.sent):
+            yield Words(text[len(row.sent) :])
+            row.sent = text
+
+    def _findings(self, row: _Row, request: Request) -> Iterator[Found | Done]:
+        tokenizer = self._model.tokenizer
+        spans = markup.parse_ids(row.settled, tokenizer).phrases[: len(row.grounded)]
+        fresh = slice(row.found, len(row.grounded))
+        for phrase in build_phrases(request, spans[fresh], row.grounded[fresh]):
+            yield Found(row.found, phrase)
+            row.found += 1
+        if row.closed:
+            yield Done(build_answer(request, row.ids, row.grounded, row.ended, tokenizer))
 
 
 def _prefill(
     model: Model, requests: Sequence[Request], cache: Cache | None
 ) -> tuple[Float[Array, "b d"], Cache]:
     room = max(len(request.plan.tokens) for request in requests)
-    room = generate.coarse_bucket(room + generate.bucket(max(r.options.max_tokens for r in requests)))
+    room = generate.coarse_bucket(room + generate.coarse_bucket(max(r.options.max_tokens for r in requests)))
     held = cache
     if held is None:
         held = model.share_out(init_cache(model.config.llama, len(requests), room, model.cache_dtype))
@@ -122,123 +229,27 @@ def embed(
     return splice(lookup, plan, tokens, objects)
 
 
-def _decode(
-    model: Model, requests: Sequence[Request], hidden: jax.Array, cache: Cache
-) -> generate.Generation:
+def _choices(
+    model: Model, requests: Sequence[Request]
+) -> tuple[generate.DecodeSizes, generate.Sampling, Int32[np.ndarray, "b n"]]:
+    """How ids are chosen; greedy, drawn and forced answers have the same shapes and share a program."""
     options = [request.options for request in requests]
-    room = generate.bucket(max(option.max_tokens for option in options))
-    tokenizer = model.tokenizer
+    room = generate.coarse_bucket(max(option.max_tokens for option in options))
     # as many places for states as tokens: no <seg> can be lost
     sizes = generate.DecodeSizes(
         max_new_tokens=room,
         max_segs=room,
-        seg_id=tokenizer.seg_id,
-        stop_ids=(tokenizer.eos_id,),
+        seg_id=model.tokenizer.seg_id,
+        stop_ids=(model.tokenizer.eos_id,),
         seg_state=model.config.seg_state,
     )
-    forced = None
-    if any(request.forced for request in requests):
-        forced = np.full((len(requests), room), -1, np.int32)
-        for row, request in enumerate(requests):
-            forced[row, : len(request.forced)] = request.forced
-    sampling = None
-    if any(option.temperature >= generate.GREEDY_BELOW for option in options):
-        sampling = generate.Sampling(
-            key=jax.random.key(0),
-            seeds=np.asarray([option.seed for option in options], np.uint32),
-            temperature=np.asarray([option.temperature for option in options], np.float32),
-            top_p=np.asarray([option.top_p for option in options], np.float32),
-        )
-    positions = np.asarray([len(request.plan.tokens) for request in requests], np.int32)
-    limits = np.asarray([option.max_tokens for option in options], np.int32)
-    params = model.params["llama"]
-    return generate.decode(model.llama, params, sizes, hidden, cache, positions, limits, sampling, forced)
-
-
-def kept_ids(
-    ids: Int32[np.ndarray, " n"], options: Options, tokenizer: Tokenizer
-) -> tuple[Int32[np.ndarray, " m"], bool]:
-    """Ids up to where the text ends the answer, behind a spelled-out end tag or before a stop, if it does."""
-    end = tokenizer.stop_length(ids)
-    ids = ids if end is None else ids[:end]
-    text = tokenizer.decode(ids)
-    begins = [text.index(stop) for stop in options.stops if stop in text]
-    if not begins:
-        return ids, end is not None
-    before = text[: min(begins)]
-    # from the end: the text of a part may hold half a character, which is no begin of the whole text
-    fits = (n for n in range(len(ids), -1, -1) if before.startswith(tokenizer.decode(ids[:n])))
-    return ids[: next(fits)], True
-
-
-def ground(
-    model: Model, requests: Sequence[Request], states: Sequence[Float32[np.ndarray, "_ d"]]
-) -> list[list[Grounded]]:
-    """Boxes and masks for the `<seg>` states of each row, all rows in one call."""
-    if not any(len(found) for found in states):
-        return [[] for _ in requests]
-    grounding = model.config.grounding
-    if grounding is None:  # words without boxes
-        nothing = Grounded(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros((0, 1, 1), bool))
-        return [[nothing] * len(found) for found in states]
-    room = generate.bucket(max(len(found) for found in states), 8)
-    phrases = np.zeros((len(requests), room, model.config.llama.hidden_size), np.float32)
-    for row, found in enumerate(states):
-        phrases[row, : len(found)] = found
-    mask = np.arange(room)[None] < np.asarray([len(found) for found in states])[:, None]
-    features = features_of(model, [request.view for request in requests])
-    queries = requests[0].options.queries or grounding.num_queries
-    phrases, mask = model.share_out((phrases, mask))
-    out = engine.ground(model.config, model.params, features, phrases, mask, queries)
-    probabilities, boxes, embedding = np.asarray(out[0]), np.asarray(out[1]), out[2]
-    chosen = [
-        select_queries(probabilities[row][:, : len(found)], request.options.threshold, request.options.keep)
-        for row, (request, found) in enumerate(zip(requests, states, strict=True))
-    ]
-    # masks are made for the chosen queries alone, each once
-    used = [sorted({int(query) for queries in row for query in queries}) for row in chosen]
-    wanted = np.zeros((len(requests), generate.bucket(max(map(len, used)), 16)), np.int32)
-    for row, numbers in enumerate(used):
-        wanted[row, : len(numbers)] = numbers
-    masks = np.asarray(engine.masks_of(embedding, features.mask_features, wanted))
-    return [
-        [
-            Grounded(
-                boxes[row][queries],
-                probabilities[row][queries, phrase],
-                masks[row][[used[row].index(int(query)) for query in queries]],
-            )
-            for phrase, queries in enumerate(row_queries)
-        ]
-        for row, row_queries in enumerate(chosen)
-    ]
-
-
-def build_answer(
-    request: Request,
-    ids: Int32[np.ndarray, " n"],
-    grounded: Sequence[Grounded],
-    finished: bool,
-    tokenizer: Tokenizer,
-) -> Answer:
-    """Join ids and what was found for their phrases; boxes and masks move from the canvas to the picture."""
-    size = request.view.image.size
-    parsed = markup.parse_ids(ids, tokenizer)
-    phrases = []
-    for span, found in zip(parsed.phrases, grounded, strict=True):
-        best = np.argsort(-found.scores, kind="stable")
-        boxes = images.canvas_to_pixels(found.boxes[best], size).clip(0, [*size, *size]).astype(np.float32)
-        masks = images.restore_mask(found.masks[best], size)
-        phrases.append(Phrase(span.text, (span.start, span.end), boxes, found.scores[best], masks))
-    nothing = np.zeros((1, 4), np.float32)
-    return Answer(
-        # the end tag spelled with ordinary pieces ends an answer too, but is no part of it
-        text=parsed.text.removesuffix(_END_TAG).rstrip(),
-        phrases=tuple(phrases),
-        image=request.view.image,
-        region_masks=request.region_masks,
-        tagged_text=tokenizer.decode(ids).removesuffix(_END_TAG).rstrip(),
-        canvas_boxes=tuple(found.boxes if len(found.boxes) else nothing for found in grounded),
-        finished=finished,
-        num_tokens=len(ids),
+    sampling = generate.Sampling(
+        key=jax.random.key(0),
+        seeds=np.asarray([option.seed for option in options], np.uint32),
+        temperature=np.asarray([option.temperature for option in options], np.float32),
+        top_p=np.asarray([option.top_p for option in options], np.float32),
     )
+    forced = np.full((len(requests), room), -1, np.int32)
+    for row, request in enumerate(requests):
+        forced[row, : len(request.forced)] = request.forced
+    return sizes, sampling, forced

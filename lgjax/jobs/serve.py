@@ -94,8 +94,14 @@ def _decode(config: ModelConfig, params: dict[str, Any], batch: int, length: int
         max_new_tokens=NEW_TOKENS, max_segs=NEW_TOKENS, seg_id=last, stop_ids=(2,), seg_state=config.seg_state
     )
     hidden = jax.ShapeDtypeStruct((batch, config.llama.hidden_size), jnp.bfloat16)
-    inputs = params["llama"], sizes, hidden, cache, _whole(batch), _whole(batch), None, None
-    return lambda: generate._decode.lower(model, *inputs), ("llama",)
+    begun = jax.eval_shape(
+        lambda *inputs: generate._begin(model, inputs[0], sizes, *inputs[1:], None, None),
+        params["llama"],
+        hidden,
+        _whole(batch),
+    )
+    inputs = params["llama"], sizes, begun._replace(cache=cache), _whole(batch), _whole(), None, None
+    return lambda: generate._advance.lower(model, *inputs), ("llama",)
 
 
 def _ground(config: ModelConfig, params: dict[str, Any], batch: int, length: int) -> Any:

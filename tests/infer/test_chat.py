@@ -135,13 +135,12 @@ def test_token_limit_and_stop_texts():
 def test_a_conversation_equals_its_prompt_computed_anew(monkeypatch):
     """The second question reuses the cache; a fresh model that never saw the first gives the same answer."""
     computed = []
-    original = run.run
 
     def spy(loaded, requests, *arguments):
         computed.append((requests[0].start, len(requests[0].plan.tokens)))
-        return original(loaded, requests, *arguments)
+        return run.Batch(loaded, requests, *arguments)
 
-    monkeypatch.setattr("lgjax.infer.chat.run", spy)
+    monkeypatch.setattr("lgjax.infer.chat.Batch", spy)
     talk = chat().start(picture(0))
     options = {"max_tokens": 12}
     talk.ask("What is it?", None, **options)
@@ -184,10 +183,10 @@ def test_undo_forgets_the_region():
 
 def test_longer_turns_compile_seldom():
     talk = chat().start(picture(0))
-    before = generate._decode._cache_size(), generate._prefill._cache_size()
+    before = generate._advance._cache_size(), generate._prefill._cache_size()
     for turn in range(8):
         talk.ask(f"Question {turn}: what is there, where is it, and why is it there at all?", max_tokens=40)
-    after = generate._decode._cache_size(), generate._prefill._cache_size()
+    after = generate._advance._cache_size(), generate._prefill._cache_size()
     assert after[0] - before[0] <= 5 and after[1] - before[1] <= 7
 
 

@@ -236,12 +236,12 @@ def test_greedy_takes_the_lowest_of_equals():
 
 def test_one_program_per_bucket():
     run(PROMPTS, length=16, room=64)
-    before = generate._prefill._cache_size(), generate._decode._cache_size()
+    before = generate._prefill._cache_size(), generate._advance._cache_size()
     run([row[::-1] for row in PROMPTS], length=16, room=64, limits=[3, 4, 5, 6])
     fresh, sizes = Llama(BASE), dataclasses.replace(SIZES)
     hidden, cache = prefill(fresh, PARAMS, embed([[4]] * 4, 16), np.ones(4, int), init_cache(BASE, 4, 64))
     decode(fresh, PARAMS, sizes, hidden, cache, np.ones(4, int), np.full(4, 2))
-    assert (generate._prefill._cache_size(), generate._decode._cache_size()) == before
+    assert (generate._prefill._cache_size(), generate._advance._cache_size()) == before
 
 
 def test_the_cache_is_donated():
@@ -255,9 +255,34 @@ def test_the_cache_is_donated():
 def test_decoding_does_not_copy_the_cache():
     cache, i = init_cache(BASE, 2, 8192), np.full(2, 5, np.int32)
     hidden = jnp.zeros((2, BASE.hidden_size))
-    compiled = generate._decode.lower(MODEL, PARAMS, SIZES, hidden, cache, i, i, None, None).compile()
+    state = generate.begin(MODEL, PARAMS, SIZES, hidden, cache, i, i)
+    compiled = generate._advance.lower(MODEL, PARAMS, SIZES, state, i, i[0], None, None).compile()
     one_layer = 2 * cache[0].keys.nbytes
     assert compiled.memory_analysis().temp_size_in_bytes < one_layer / 4
+
+
+@pytest.mark.parametrize("seg_state", ["before", "at"])
+def test_chunks_of_any_size_give_the_same(seg_state):
+    """Ids, states of <seg> and what is cached; a row whose limit is lowered on the way ends there."""
+    sizes = dataclasses.replace(SIZES, seg_state=seg_state)
+    forced = forcing([SEG, 5, SEG, 7, SEG, 2], [7, 8, 9, 10, 11, SEG], [6, 2], [SEG, SEG, 2])
+    whole = run(PROMPTS, sizes, limits=[12, 6, 12, 12], forced=forced)
+    lengths = np.array([len(row) for row in PROMPTS])
+    before = generate._advance._cache_size()
+    for chunk in (1, 2, 5):
+        hidden, cache = prefill(MODEL, PARAMS, embed(PROMPTS), lengths, init_cache(BASE, 4, 40))
+        limits = np.array([12, 6, 12, 12])
+        state = generate.begin(MODEL, PARAMS, sizes, hidden, cache, lengths, limits, forced=forced)
+        for _ in range(14):
+            state = generate.advance(MODEL, PARAMS, sizes, state, limits, chunk, forced=forced)
+        for name in ("ids", "counts", "stopped", "seg_counts", "owed", "cached", "seg_states"):
+            np.testing.assert_array_equal(getattr(state, name), getattr(whole, name), err_msg=name)
+        hidden, cache = prefill(MODEL, PARAMS, embed(PROMPTS), lengths, init_cache(BASE, 4, 40))
+        state = generate.begin(MODEL, PARAMS, sizes, hidden, cache, lengths, limits, forced=forced)
+        limits[0] = 1
+        state = generate.advance(MODEL, PARAMS, sizes, state, limits, 99, forced=forced)
+        assert state.counts[0] == 1 and answers(state)[1:] == answers(whole)[1:]
+    assert generate._advance._cache_size() == before  # nor did the first call compile more than one
 
 
 def test_scanned_layers_generate_the_same():

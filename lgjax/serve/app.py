@@ -1,0 +1,200 @@
+"""The page: a picture, regions tapped on it, a conversation in colours, and what the model found."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import importlib.resources
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fastapi
+import gradio as gr
+
+from lgjax import draw
+from lgjax.infer.request import Model, Options
+from lgjax.serve.limits import Limits
+from lgjax.serve.page import KINDS, Page, Session, forget, knows, messages_of, pieces_of
+from lgjax.serve.queue import Busy, Stopping, Turn
+from lgjax.serve.schema import LOWEST_THRESHOLD
+
+HINT = "Tap a thing, then write % in the question where you mean it, not as its first word."
+
+
+def _warn(error: Exception, shown: tuple) -> tuple:
+    """Say what is wrong, and show what was there before."""
+    gr.Warning(html.escape(str(error)))
+    return shown
+
+
+def examples() -> list[str]:
+    """Pictures that come with the package."""
+    assets = Path(str(importlib.resources.files("lgjax") / "assets"))
+    return [str(assets / "cat.jpg"), *map(str, sorted((assets / "backgrounds" / "held_out").glob("*"))[:3])]
+
+
+def build(page: Page, limits: Limits, about: str) -> gr.Blocks:
+    """Lay out the page and join its parts to what happens."""
+    colours = {str(i + 1): "#{:02x}{:02x}{:02x}".format(*draw.phrase_colour(i)) for i in range(20)}
+    with gr.Blocks(
+        title="lgjax", analytics_enabled=False, delete_cache=(600, 60 * limits.page_minutes)
+    ) as blocks:
+        state = gr.State(Session(), time_to_live=60 * limits.page_minutes, delete_callback=forget)
+        gr.Markdown(f"## lgjax\n{about}")
+        with gr.Row():
+            with gr.Column(min_width=320):
+                picture = gr.Image(type="filepath", label="Picture", sources=["upload"], elem_id="picture")
+                kind = gr.Radio(KINDS, value=KINDS[0], label=HINT, elem_id="kind")
+                with gr.Row():
+                    finish = gr.Button("Next region", size="sm", min_width=90)
+                    remove = gr.Button("Remove region", size="sm", min_width=90)
+                gallery = gr.Examples(
+                    [[path] for path in examples()], [picture], label="Examples", examples_per_page=4
+                )
+            with gr.Column(min_width=320):
+                talk = gr.Chatbot(label="Conversation", height=260, elem_id="talk", buttons=["copy"])
+                text = gr.Textbox(label="Question", placeholder="Describe the scene.", elem_id="question")
+                with gr.Row():
+                    send = gr.Button("Ask", variant="primary", size="md", min_width=70, elem_id="ask")
+                    again = gr.Button("Again", size="md", min_width=70, elem_id="again")
+                    back = gr.Button("Undo", size="md", min_width=60, elem_id="undo")
+                    clear = gr.Button("Clear", size="md", min_width=60, elem_id="clear")
+                answer = gr.HighlightedText(
+                    label="Last answer: select a phrase to see what it names",
+                    color_map=colours,
+                    show_inline_category=False,
+                    elem_id="answer",
+                )
+                found = gr.Image(
+                    label="Found", format="png", interactive=False, buttons=["fullscreen"], elem_id="found"
+                )
+                with gr.Row():
+                    whole = gr.Button("All phrases", size="sm", min_width=90)
+                    as_json = gr.DownloadButton("JSON", size="sm", min_width=70, elem_id="json")
+                    as_png = gr.DownloadButton("PNG", size="sm", min_width=70, elem_id="png")
+                with gr.Accordion("How to answer", open=False, elem_id="how"):
+                    threshold = gr.Slider(LOWEST_THRESHOLD, 0.95, 0.2, label="Threshold of boxes and masks")
+                    best = gr.Checkbox(False, label="Only the best box of each phrase")
+                    heat = gr.Slider(0, 2, 0, label="Temperature (0: always the likeliest word)")
+                    given = gr.Textbox(
+                        label="Ground this text instead of an answer",
+                        placeholder="<g_s> A cat <g_e> <seg> lies on <g_s> a sofa <g_e> <seg> .",
+                        elem_id="given",
+                    )
+                    length = gr.Slider(
+                        1, limits.max_tokens, min(256, limits.max_tokens), step=1, label="Most tokens"
+                    )
+
+        shown = [state, talk, answer, found, as_json, as_png]
+
+        def show(session: Session) -> tuple:
+            last = session.turns[-1] if session.turns else None
+            texts = (messages_of(session.turns), pieces_of(last))
+            return (session, *texts, page.found(session, last, None), *page.files(session))
+
+        def take(path: str | None) -> tuple:
+            try:
+                return show(page.take(path))
+            except ValueError as error:
+                return _warn(error, show(Session()))
+
+        def tap(session: Session, how: str, event: gr.SelectData) -> tuple:
+            session = page.tap(session, how, *event.index)
+            return session, page.preview(session)
+
+        def end_region(session: Session) -> Session:
+            return dataclasses.replace(session, unfinished=False)
+
+        def drop_region(session: Session) -> tuple:
+            session = dataclasses.replace(session, regions=session.regions[:-1], unfinished=False)
+            return session, page.preview(session)
+
+        def stream(session: Session, turn: Turn, options: tuple, before: Session) -> Iterator[tuple]:
+            level, only_best, temperature, tokens, wanted = options
+            chosen = Options(
+                threshold=None if only_best else level,
+                temperature=temperature,
+                seed=secrets.randbelow(2**32),
+                max_tokens=int(tokens),
+                answer=(wanted or "").strip() or None,
+            )
+            drawn = -1
+            try:
+                if not session.picture:
+                    raise ValueError("upload a picture first, or take an example")
+                for later, asked in page.ask(session, turn, chosen):
+                    if later is not session:
+                        yield *show(later), "", page.preview(later)
+                        return
+                    count = len(asked.answer["phrases"])
+                    # a picture is sent only when there is something new on it
+                    image = page.found(session, asked, None) if count != drawn else gr.skip()
+                    drawn = count
+                    messages = messages_of([*session.turns, asked])
+                    yield session, messages, pieces_of(asked), image, *[gr.skip()] * 4
+            except (ValueError, Busy, Stopping) as error:
+                yield _warn(error, (*show(before), gr.skip(), gr.skip()))
+
+        def ask(session: Session, question: str, *options: Any) -> Iterator[tuple]:
+            yield from stream(session, Turn(question or "", session.regions), options, session)
+
+        def regenerate(session: Session, *options: Any) -> Iterator[tuple]:
+            if session.turns:
+                earlier = dataclasses.replace(session, turns=session.turns[:-1])
+                yield from stream(earlier, session.turns[-1].turn, options, session)
+
+        def undo(session: Session) -> tuple:
+            return show(dataclasses.replace(session, turns=session.turns[:-1]))
+
+        def forget_all(session: Session) -> tuple:
+            session = dataclasses.replace(session, turns=(), regions=(), unfinished=False)
+            return *show(session), page.preview(session)
+
+        def choose(session: Session, event: gr.SelectData) -> Any:
+            label = event.value[1] if isinstance(event.value, list | tuple) else None
+            if label is None or not session.turns:
+                return gr.skip()
+            return page.found(session, session.turns[-1], int(label) - 1)
+
+        def all_phrases(session: Session) -> Any:
+            return page.found(session, session.turns[-1] if session.turns else None, None)
+
+        how = [threshold, best, heat, length, given]
+        gr.on([picture.upload, picture.clear], take, picture, shown, api_visibility="private")
+        gallery.load_input_event.then(take, picture, shown, api_visibility="private")
+        picture.select(tap, [state, kind], [state, picture], api_visibility="private")
+        finish.click(end_region, state, state, api_visibility="private")
+        remove.click(drop_region, state, [state, picture], api_visibility="private")
+        told = [*shown, text, picture]
+        gr.on([send.click, text.submit], ask, [state, text, *how], told, api_visibility="private")
+        again.click(regenerate, [state, *how], told, api_visibility="private")
+        back.click(undo, state, shown, api_visibility="private")
+        gr.on([clear.click, talk.clear], forget_all, state, [*shown, picture], api_visibility="private")
+        answer.select(choose, state, found, api_visibility="private")
+        whole.click(all_phrases, state, found, api_visibility="private")
+    blocks.queue(max_size=4 * limits.waiting, default_concurrency_limit=limits.waiting)
+    return blocks
+
+
+def mount(
+    app: fastapi.FastAPI, model: Model, name: str, limits: Limits, token: str | None = None
+) -> Callable[[], None]:
+    """Put the page at the root of `app`, which was made by `create_app`; a token is its password.
+
+    What is returned ends the lines to open pages, on which a server that stops would wait for ever.
+    """
+    blocks = build(Page(app.state.desk, limits), limits, knows(model, name))
+    gr.mount_gradio_app(
+        app,
+        blocks,
+        path="/",
+        auth=None if token is None else ("lgjax", token),
+        max_file_size=limits.upload_bytes,
+        ssr_mode=False,
+        footer_links=[],
+        run_history=False,
+    )
+    mounted: Any = app.routes[-1]
+    return lambda: mounted.app.stop_event.set()

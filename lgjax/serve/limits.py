@@ -1,0 +1,43 @@
+"""Bounds of what a server lets in and does at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+class TooLarge(ValueError):
+    """Something is over a limit of size."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Bounds of what clients may ask, and of how much is done at a time.
+
+    upload_bytes: of one request; pixels: of a picture; turns: questions of a conversation; regions: of a
+    question; prompt_tokens: of a conversation with its picture; max_tokens: of an answer; waiting: questions
+    in the queue; batch: questions that are answered together; gather_seconds: how long a question waits for
+    others to share its batch; pictures: whose features are kept for the next question; page_minutes: after
+    which the page forgets a conversation that nobody goes on with.
+    """
+
+    upload_bytes: int = 16 * 2**20
+    pixels: int = 16_000_000
+    turns: int = 16
+    regions: int = 16
+    prompt_tokens: int = 2048
+    max_tokens: int = 1024
+    waiting: int = 64
+    batch: int = 8
+    gather_seconds: float = 0.02
+    pictures: int = 8
+    page_minutes: int = 60
+
+    def check(self) -> None:
+        """Refuse bounds that let nothing in.
+
+        Raises:
+            ValueError: a bound below 1, or a negative time.
+        """
+        for name, value in dataclasses.asdict(self).items():
+            if value < 0 or (value < 1 and name != "gather_seconds"):
+                raise ValueError(f"limit {name} {value} must be at least 1")

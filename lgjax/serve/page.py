@@ -1,0 +1,239 @@
+"""What happens on the page, apart from how it looks: a reader's session, and what each step makes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import queue
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from jaxtyping import Bool
+
+from lgjax import draw
+from lgjax.data import masks
+from lgjax.data.images import ImageSize
+from lgjax.infer.answer import Phrase
+from lgjax.infer.regions import Box, Click, Region, Scribble
+from lgjax.infer.request import Model, Options
+from lgjax.infer.stream import Done, Event, Found, Words
+from lgjax.serve.limits import Limits
+from lgjax.serve.picture import decode_picture
+from lgjax.serve.queue import Desk, Question, Ticket, Turn
+
+KINDS = ("click", "box: two corners", "scribble: several points")
+_WAIT = 0.5  # seconds between two looks whether the reader is still there
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Asked:
+    """A question and its answer as JSON."""
+
+    turn: Turn
+    answer: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Session:
+    """What the page knows of one reader.
+
+    picture: bytes of the file; regions: for the next question; unfinished: the next tap belongs to the last
+    of these; folder: for files to download.
+    """
+
+    picture: bytes = b""
+    regions: tuple[Region, ...] = ()
+    unfinished: bool = False
+    turns: tuple[Asked, ...] = ()
+    folder: str = ""
+
+
+class Page:
+    """What happens on the page. Every method takes a session and returns the next one, or what is shown."""
+
+    def __init__(self, desk: Desk, limits: Limits) -> None:
+        self._desk = desk
+        self._limits = limits
+
+    def take(self, path: str | None) -> Session:
+        """Begin a conversation about another picture.
+
+        Raises:
+            ValueError: no picture that the limits let in.
+        """
+        if path is None:
+            return Session()
+        data = Path(path).read_bytes()
+        decode_picture(data, self._limits)
+        return Session(data, folder=tempfile.mkdtemp(prefix="lgjax-page-"))
+
+    def tap(self, session: Session, kind: str, x: float, y: float) -> Session:
+        """Add a click, a corner of a box, or a point of a scribble."""
+        regions, point = session.regions, (x, y)
+        if kind == KINDS[0]:
+            return dataclasses.replace(session, regions=(*regions, Click(x, y)), unfinished=False)
+        last = regions[-1] if session.unfinished else None
+        if not isinstance(last, Scribble):
+            reading = "box" if kind == KINDS[1] else "click"
+            return dataclasses.replace(
+                session, regions=(*regions, Scribble((point,), reading)), unfinished=True
+            )
+        if last.reading == "box":
+            box = Box(*last.points[0], x, y)
+            return dataclasses.replace(session, regions=(*regions[:-1], box), unfinished=False)
+        longer = dataclasses.replace(last, points=(*last.points, point))
+        return dataclasses.replace(session, regions=(*regions[:-1], longer))
+
+    def ask(self, session: Session, turn: Turn, options: Options) -> Iterator[tuple[Session, Asked]]:
+        """Ask the next question; the answer so far is the last of each pair, with its phrases so far.
+
+        Raises:
+            ValueError: the question makes no sense.
+            Busy, Stopping: the server takes none.
+        """
+        earlier = tuple((asked.turn, asked.answer["text"]) for asked in session.turns)
+        told: queue.SimpleQueue[Event | Exception] = queue.SimpleQueue()
+        ticket = Ticket(Question(session.picture, earlier, turn, options, True), told.put)
+        if len(earlier) >= self._limits.turns:
+            raise ValueError(f"{len(earlier)} questions are the most of a conversation; clear it")
+        self._desk.submit(ticket)
+        text, phrases = "", []
+        try:
+            while True:
+                try:
+                    event = told.get(timeout=_WAIT)
+                except queue.Empty:
+                    yield session, Asked(turn, {"text": text, "phrases": phrases})
+                    continue
+                if isinstance(event, Exception):
+                    raise event
+                if isinstance(event, Done):
+                    asked = Asked(turn, event.answer.to_json())
+                    yield (
+                        dataclasses.replace(
+                            session, regions=(), unfinished=False, turns=(*session.turns, asked)
+                        ),
+                        asked,
+                    )
+                    return
+                if isinstance(event, Words):
+                    text += event.text
+                elif isinstance(event, Found):
+                    phrases = [*phrases, event.phrase.to_json()]
+                yield session, Asked(turn, {"text": text, "phrases": phrases})
+        finally:
+            self._desk.leave(ticket)
+
+    def preview(self, session: Session) -> PIL.Image.Image | None:
+        """The picture with the regions of the next question."""
+        if not session.picture:
+            return None
+        return draw.draw_prompts(self._decoded(session), [_outline(region) for region in session.regions])
+
+    def found(self, session: Session, asked: Asked | None, chosen: int | None) -> PIL.Image.Image | None:
+        """The picture with what was found: of all phrases, or of the chosen one."""
+        if not session.picture:
+            return None
+        image = self._decoded(session)
+        if asked is None:
+            return image
+        phrases = [
+            phrase if chosen in (None, i) else _nothing(phrase)
+            for i, phrase in enumerate(_phrases(asked, image.size))
+        ]
+        code = asked.answer.get("region_mask")
+        region = None if code is None else np.asarray(masks.decode(code, image.size))
+        return draw.draw_phrases(image, phrases, region)
+
+    def files(self, session: Session) -> tuple[str | None, str | None]:
+        """Paths of answer.json and answer.png of the last answer."""
+        if not session.turns:
+            return None, None
+        asked, folder = session.turns[-1], Path(session.folder)
+        (folder / "answer.json").write_text(json.dumps(asked.answer, indent=1) + "\n", encoding="utf-8")
+        image = self._decoded(session)
+        drawn = draw.overlay(image, asked.answer["text"], _phrases(asked, image.size))
+        drawn.save(folder / "answer.png")
+        return str(folder / "answer.json"), str(folder / "answer.png")
+
+    def _decoded(self, session: Session) -> PIL.Image.Image:
+        return decode_picture(session.picture, self._limits)
+
+
+def forget(session: Session) -> None:
+    if session.folder:
+        shutil.rmtree(session.folder, ignore_errors=True)
+
+
+def _outline(region: Region) -> list[tuple[float, float]]:
+    if isinstance(region, Click):
+        return [(region.x, region.y)]
+    if isinstance(region, Box):
+        x0, y0, x1, y1 = region.x0, region.y0, region.x1, region.y1
+        return [(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)]
+    assert isinstance(region, Scribble), "the page makes no other regions"
+    return list(region.points)
+
+
+def _phrases(asked: Asked, size: ImageSize) -> list[Phrase]:
+    """The phrases of an answer, with masks of a picture of `size`."""
+    phrases = []
+    for found in asked.answer["phrases"]:
+        shown = [np.asarray(masks.decode(code, size)) for code in found["masks"]]
+        phrases.append(_phrase(found, np.stack(shown) if shown else np.zeros((0, *size[::-1]), bool)))
+    return phrases
+
+
+def _spoken(asked: Asked) -> list[Phrase]:
+    """The phrases without what their masks show: enough for the colours of the text."""
+    found = asked.answer["phrases"]
+    return [_phrase(phrase, np.zeros((len(phrase["boxes"]), 1, 1), bool)) for phrase in found]
+
+
+def _phrase(found: dict[str, Any], shown: Bool[np.ndarray, "n h w"]) -> Phrase:
+    boxes = np.asarray(found["boxes"], np.float32).reshape(-1, 4)
+    scores = np.asarray(found["scores"], np.float32)
+    return Phrase(found["text"], tuple(found["span"]), boxes, scores, shown)
+
+
+def _nothing(phrase: Phrase) -> Phrase:
+    """The phrase as if nothing was found for it."""
+    return dataclasses.replace(
+        phrase, boxes=phrase.boxes[:0], scores=phrase.scores[:0], masks=phrase.masks[:0]
+    )
+
+
+def messages_of(turns: Sequence[Asked]) -> list[dict[str, str]]:
+    """The conversation for the chat window, answers in the colours of their phrases."""
+    out = []
+    for asked in turns:
+        answer = draw.coloured_html(asked.answer["text"], _spoken(asked))
+        out.append({"role": "user", "content": draw.coloured_html(asked.turn.text, [])})
+        out.append({"role": "assistant", "content": answer or "…"})
+    return out
+
+
+def pieces_of(asked: Asked | None) -> list[tuple[str, str | None]]:
+    """The answer in pieces, each phrase labelled with its number."""
+    if asked is None:
+        return []
+    return [
+        (piece, None if index is None else str(index + 1))
+        for piece, index in draw.split_by_phrase(asked.answer["text"], _spoken(asked))
+    ]
+
+
+def knows(model: Model, name: str) -> str:
+    """Say which model answers, and what it can do."""
+    config = model.config
+    can = ["answers in words"]
+    can += ["finds boxes and masks of phrases"] if config.grounding is not None else []
+    can += ["reads clicks, boxes and scribbles"] if config.prompt is not None else []
+    note = " It is tiny and untrained: its answers are nonsense." if name == "debug" else ""
+    size = f"{config.llama.num_layers} layers of width {config.llama.hidden_size}"
+    return f"**{name}** ({size}) {', '.join(can)}.{note}"
