@@ -16,7 +16,7 @@ from lgjax.data.sources import gvc
 from lgjax.eval.bench_answers import BenchAnswer, Pictures, tag
 from lgjax.eval.grounding_bench import Grounding, score
 from lgjax.eval.judge import WordJudge
-from lgjax.eval.mentions import Reader
+from lgjax.eval.mentions import Lexicon
 from tests.annotate.sample import CAPTIONS, CHECKED, INSTANCES, draw_pictures, write_chats
 from tests.annotate.test_run import annotate
 from tests.data.records import TOKENIZER
@@ -190,7 +190,7 @@ def test_it_is_ground_truth_of_grounding_bench(captioned):
         named += len({thing.id for _, things in single for thing in things})
         entities += sum(not thing.crowd for thing in record.objects)
     tagged = tag(answers, truth)
-    result = score(tagged, WordJudge(Reader(truth.coco.categories.values(), groups=True)).judge(tagged))
+    result = score(tagged, WordJudge(Lexicon.of(truth.coco.categories.values(), groups=True)).judge(tagged))
     assert result.unmatched == 0 and result.total.precision == 1.0
     assert (result.total.tp_gt, result.total.n_gt) == (named, entities)
 
