@@ -9,7 +9,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from lgjax.eval.grounding_bench import TaggedAnswer, Verdicts
 from lgjax.eval.lines import an_id, fields_of, lines_of, parse_json, shown, write_whole
@@ -48,8 +48,8 @@ class WordJudge:
 class VerdictFile:
     """Verdicts that were given before: {"question_id", "phrase_index", "gt_id", "correct"}, one a line.
 
-    `phrase_index` counts the phrases of an answer from 0, `gt_id` is the id of COCO's annotation; other
-    fields are left alone, so the files that `write_verdicts` leaves can be read. known: questions that may
+    `phrase_index` counts the phrases of an answer from 0, `gt_id` is the id of COCO's annotation; where
+    `phrase` is there, as `write_verdicts` leaves it, it must be the answer's. known: questions that may
     have verdicts although they are not scored.
     """
 
@@ -62,17 +62,24 @@ class VerdictFile:
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: a line is no verdict, a pair has two, or it is about a question or an entity that
-                is not there.
+            ValueError: a line is no verdict, a pair has two, or it is about a question, a phrase or an
+                entity that is not there.
         """
         entities = {answer.question_id: {e.id for e in answer.entities} for answer in answers}
+        phrases = {answer.question_id: [g.phrase for g in answer.groundings] for answer in answers}
         found: dict[int | str, dict[tuple[int, int | str], bool]] = {question: {} for question in entities}
         for where, line in lines_of(self.path):
-            question, pair, right = _verdict(line, where)
+            question, pair, right, phrase = _verdict(line, where)
             if question not in found and question in self.known:
                 continue
             if question not in found:
                 raise ValueError(f"{where}: question {question!r} is none of those asked")
+            said = phrases[question]
+            if pair[0] >= len(said) or phrase not in (None, said[pair[0]]):
+                raise ValueError(
+                    f"{where}: the answer to question {question!r} has no such phrase {pair[0]}; "
+                    "the verdicts are on other answers"
+                )
             if pair[1] not in entities[question]:
                 raise ValueError(
                     f"{where}: gt_id {pair[1]!r} is no annotation of the picture of question {question!r}"
@@ -86,7 +93,8 @@ class VerdictFile:
         return [found[answer.question_id] for answer in answers]
 
 
-def _verdict(line: str, where: str) -> tuple[int | str, tuple[int, int | str], bool]:
+def _verdict(line: str, where: str) -> tuple[int | str, tuple[int, int | str], bool, Any]:
+    """Question, pair, whether it is right, and the words of the phrase where the line has them."""
     needed = ("question_id", "phrase_index", "gt_id", "correct")
     fields = fields_of(parse_json(line, where), needed, None, where)
     phrase, entity, right = fields["phrase_index"], fields["gt_id"], fields["correct"]
@@ -96,7 +104,7 @@ def _verdict(line: str, where: str) -> tuple[int | str, tuple[int, int | str], b
         raise ValueError(f"{where}: gt_id must be a text or a whole number, found {shown(entity)}")
     if not isinstance(right, bool):
         raise ValueError(f"{where}: correct must be true or false, found {shown(right)}")
-    return an_id(fields["question_id"], where), (phrase, entity), right
+    return an_id(fields["question_id"], where), (phrase, entity), right, fields.get("phrase")
 
 
 def write_verdicts(

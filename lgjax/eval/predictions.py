@@ -27,6 +27,7 @@ from lgjax.eval.lines import (
     numbers_of,
     parse_json,
     read_all,
+    shown,
     whole_numbers,
 )
 from lgjax.text import markup
@@ -210,9 +211,14 @@ def cut(prediction: Prediction, threshold: float | None) -> Prediction:
     It is what a run with that threshold gives; the record is left out.
 
     Raises:
-        ValueError: the threshold is below that of the run, which has left out what would be needed.
+        ValueError: the threshold is below that of the run, which has left out what would be needed, or the
+            run's is no number.
     """
     own = prediction.settings.get("threshold", 0.0)
+    if own is not None and (isinstance(own, bool) or not isinstance(own, int | float)):
+        raise ValueError(
+            f"{prediction.where}: threshold of settings must be a number or null, found {shown(own)}"
+        )
     if threshold is not None and (own is None or threshold < own):
         was = "only the best query of each phrase was kept" if own is None else f"its threshold was {own}"
         raise ValueError(f"{prediction.where}: no threshold {threshold} for this prediction: {was}")

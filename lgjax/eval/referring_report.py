@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -148,8 +149,8 @@ def _has_box(prediction: Prediction) -> bool:
     return bool(prediction.phrases) and len(prediction.phrases[0].boxes) > 0
 
 
-def _percent(share: float) -> float:
-    return 100 * share
+def _percent(share: float) -> float | None:
+    return None if math.isnan(share) else 100 * share  # no sentence of the split was asked
 
 
 def _answers(pairs: Pairs) -> tuple[float, float, float]:
@@ -161,7 +162,6 @@ def _answers(pairs: Pairs) -> tuple[float, float, float]:
 
 
 def _leak_table(pairs: Mapping[str, Pairs], leaks: Mapping[str, Sequence[Leak]]) -> Table:
-
     rows = [
         (split, leak.file, len({sample.image for sample, _ in some}), len(leak.pictures))
         for split, some in pairs.items()
@@ -172,7 +172,6 @@ def _leak_table(pairs: Mapping[str, Pairs], leaks: Mapping[str, Sequence[Leak]])
 
 
 def _judged(pairs: Pairs, paths: Mapping[str | int, Path]) -> list[Judged]:
-
     out = []
     for sample, prediction in pairs:
         box = prediction.phrases[0].boxes[0] if _has_box(prediction) else None

@@ -96,6 +96,14 @@ def test_referring(tmp_path, capsys):
         *(("val", 1), ("val", 0)),
     ]
     assert column(tables["Answers"], "one <seg> %") == {"val": 100, "testA": 100}
+    # of a split of which nothing was asked there are no figures
+    tables, _ = run(*command, "--limit", 1, tmp_path / "out")
+    counts = {split: column(tables["REC and RES"], split) for split in ("val", "testA")}
+    assert sorted(values.pop("sentences") for values in counts.values()) == [0, 1]
+    assert sorted(map(str, set().union(*(values.values() for values in counts.values())))) == [
+        "100.0",
+        "None",
+    ]
     # nothing found
     save(tmp_path, referred(tmp_path, lambda rows: []))
     tables, _ = run(*command, tmp_path / "out")

@@ -263,3 +263,8 @@ def test_faulty_records(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message) as caught:
         records.read_records(path)
     assert str(caught.value).startswith(f"{path}, line 2")
+
+
+def test_a_run_whose_threshold_is_no_number_is_not_cut():
+    with pytest.raises(ValueError, match=r"^f, line 1: threshold of settings must be a number or null"):
+        predictions.cut(prediction(settings={"threshold": "low"}, where="f, line 1"), 0.5)
