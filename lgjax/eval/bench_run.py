@@ -116,7 +116,9 @@ def _check(thresholds: Sequence[float], prediction: Prediction) -> None:
     """Refuse thresholds below the one a prediction was made with; where it does not say, all is there."""
     own = prediction.settings.get("threshold", 0.0)
     for threshold in thresholds:
-        if not isinstance(own, int | float):
+        if own is not None and not isinstance(own, int | float):
+            raise ValueError(f"{prediction.where}: the threshold of its settings is no number: {own!r}")
+        if own is None:
             raise ValueError(
                 f"{prediction.where}: --thresholds needs more than the best query of each phrase"
             )

@@ -98,8 +98,8 @@ def parse_json(line: str, where: str) -> Any:
         return json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where} is no JSON: {error.msg} at character {error.pos + 1}") from error
-    except ValueError as error:
-        raise ValueError(f"{where} is no JSON: {error}") from error
+    except ValueError as error:  # Python reads no number of thousands of digits
+        raise ValueError(f"{where} holds a number that is too long") from error
     except RecursionError:
         raise ValueError(f"{where} is nested too deeply") from None
 

@@ -12,12 +12,13 @@ import jax
 from rich.console import Console
 from rich.progress import Progress
 
-from lgjax.convert.meta import FILE
+from lgjax.convert import meta
 from lgjax.eval.predict import predict
 from lgjax.eval.predictions import Prediction, match, read
 from lgjax.eval.questions import Question
 from lgjax.eval.running import Running, process_of
 from lgjax.infer.chat import GroundedChat
+from lgjax.infer.load import DEBUG
 from lgjax.infer.request import Options
 from lgjax.parallel.mesh import make_mesh
 
@@ -101,9 +102,16 @@ def options_of(running: Running, **options: Any) -> dict[str, Any]:
 
 
 def weights_of(checkpoint: str) -> str:
-    """A checksum that tells the weights of two checkpoints of one name apart."""
-    notes = Path(checkpoint) / FILE  # holds the fingerprint of the weights
-    return hashlib.sha256(notes.read_bytes()).hexdigest()[:16] if notes.is_file() else ""
+    """A checksum that tells the weights of two checkpoints of one name apart; "" of a preset.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such checkpoint.
+    """
+    folder = Path(checkpoint)
+    if checkpoint == DEBUG and not folder.exists():
+        return ""
+    meta.read(folder)  # says what is wrong before anything is written
+    return hashlib.sha256((folder / meta.FILE).read_bytes()).hexdigest()[:16]  # the file holds a fingerprint
 
 
 def copies(running: Running) -> int:

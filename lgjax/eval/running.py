@@ -21,7 +21,8 @@ class Running:
         limit: Only the first so many questions.
         batch: Questions that are answered together, on each copy of the model.
         process: I/N: this process makes its part of the predictions, I is 0 to N-1. All write to one --out.
-        threshold: A query answers for a phrase above this probability; None keeps only the best query.
+        threshold: A query answers for a phrase above this probability; None keeps only the best query. Of
+            predictions that were made before, coco and scenes cut at it, the others take them as they are.
         queries: Object queries of the grounding model, at most 900; None for the checkpoint's own number.
         max_tokens: Most tokens of an answer.
         dtype: Numbers of the language model; auto takes float32 where it fits into memory.

@@ -211,6 +211,8 @@ def says_yes(text: str) -> bool | None:
     "No, ...", "There is no ..." and "I see no ..." deny it, "Yes, ..." and "There is a ..." claim it.
     """
     words = re.findall(r"[a-z']+", text.lower())
+    if words[:1] == ["yes"]:
+        return True
     if {"no", "not", "none", "isn't", "aren't"} & set(words):
         return False
     return True if "yes" in words or text.lower().startswith(("there is", "there are")) else None
