@@ -76,7 +76,7 @@ def test_crowds_belong_to_plurals():
 
 
 words = st.text(st.characters(codec="utf-8", exclude_characters="()[]"), min_size=1, max_size=6).filter(
-    str.split
+    lambda word: bool(word.strip())
 )
 
 

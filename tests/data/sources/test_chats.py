@@ -135,7 +135,7 @@ def test_marked_text_gives_its_phrases_and_objects_back(start, rest):
     marked = start + "".join(f" <g_s> {phrase} <g_e> <seg> {after}" for phrase, _, after in rest)
     lists = [ids for _, ids, _ in rest]
     item = {"id": 1, "image": "a.jpg", "conversations": examples.chat("What?", marked), "gd_ls": lists}
-    record = Source(Path("x"), [item], functools.partial(gvc._make, COCO, Pictures((Path("."),))))[0]
+    record = Source(Path("x"), [item], functools.partial(gvc.make, COCO, Pictures((Path("."),))))[0]
     squeezed = "".join((start + "".join(phrase + after for phrase, _, after in rest)).split())
     assert "".join(record.turns[1].text.split()) == squeezed
     got = [("".join(text.split()), ids) for text, ids in words(record)]
