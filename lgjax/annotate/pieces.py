@@ -122,7 +122,11 @@ def read(out: Path, num_pieces: int) -> Iterator[Line]:
         ValueError: a line is damaged.
     """
     for piece in range(num_pieces):
-        for _, line in read_lines(path_of(out, piece)):
+        for number, line in read_lines(path_of(out, piece)):
+            if not (
+                "fault" in line or {"image", "conversations", "links", "faults", "repaired"} <= line.keys()
+            ):
+                raise ValueError(f"{path_of(out, piece)}: line {number} is no line of a run; remove the file")
             yield line
 
 
