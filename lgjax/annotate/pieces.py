@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import platform
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,8 @@ def links_of(line: Line) -> list[TextLink]:
 def save(path: Path, parts: Iterable[bytes]) -> None:
     """Write a file that gets its name when it is complete and on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # containers on different machines have the same process numbers
+    unfinished = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.tmp")
     with unfinished.open("wb") as file:
         file.writelines(parts)
         file.flush()
