@@ -76,6 +76,8 @@ def run(
         )
     if annotator != "matcher" and not model:
         raise ValueError("name the language model with --model")
+    if annotator == "batch" and url:
+        raise ValueError("batches are uploaded by hand: --url needs --annotator endpoint")
     asked = _language_model("batch" if dry_run else annotator, target, url, limits)
     job = Job(
         inputs=read_inputs(instances, chats, captions, write),
@@ -96,6 +98,10 @@ def run(
     _say_costs(asked, limits)
     if complete:
         _finish(job)
+    else:
+        print(
+            f"answers are still to come: put result files into {target / 'batch'}, run the same command again"
+        )
 
 
 def _language_model(annotator: str, target: Path, url: str | None, limits: Limits) -> Any:
@@ -120,6 +126,7 @@ def _count(job: Any, part: Any, asked: Any, limits: Limits) -> None:
     for piece in part.of(len(job.ranges)):
         annotate(job.inputs, job.ranges[piece], job.annotator, job.writer, questions=job.questions)
     print(f"at most {estimate(list(asked.missing.values()), asked.cache, limits)}; nothing was sent")
+    print("asking again, where an answer is cut or cannot be taken, comes on top")
     if job.writer is not None:
         print("annotating the conversations that are written then comes on top")
 

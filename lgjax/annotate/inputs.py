@@ -57,6 +57,8 @@ def read_inputs(
     if style is not None and captions is None:
         raise ValueError("conversations are written from captions: name them with --captions, not --chats")
     coco = read_coco(instances)
+    if not coco.categories:
+        raise ValueError(f"{instances} has no categories; is it a file of instances?")
     for entry in coco.images.values():
         if not all(
             isinstance(entry.get(side), int | float) and entry[side] > 0 for side in ("width", "height")
@@ -68,6 +70,8 @@ def read_inputs(
     named = read_coco(captions)
     if wrong := [one["id"] for some in named.annotations.values() for one in some if not _has_caption(one)]:
         raise ValueError(f"{captions}: annotation {wrong[0]} has no text 'caption'")
+    if stray := [i for i in named.annotations if i not in named.images]:
+        raise ValueError(f"{captions}: a caption is about image {stray[0]}, which is not among its images")
     known = [(entry, named.annotations.get(i, [])) for i, entry in named.images.items()]
     inputs = Inputs((), coco, _checksums(instances, captions))
     if style is None:

@@ -78,6 +78,8 @@ _FUNCTION = _words(
 )
 # nouns that look like verbs behind a name: "bus stops", "car seats"
 _PARTS = _words("signs lights toys seats tracks parts doors wheels shops stops tires tops legs")
+# names that are verbs behind a person: "a man skis"
+_VERBS = _words("skis cooks trains bats")
 _UNREAL = _words("poster posters painting paintings statue statues sculpture sculptures drawing sign signs")
 _SOME = _words("one some none most either neither")
 _FURTHEST = 6  # words in front of a name
@@ -122,10 +124,10 @@ def mentions(text: str, lexicon: Lexicon) -> list[Mention]:
     words = words_of(text)
     found, last = [], 0
     for start, end, noun in lexicon.find(words):
-        if _is_verb(words, start, noun) or _is_part(text, words, end, noun, lexicon):
+        if _is_verb(text, words, start, noun, lexicon) or _is_part(text, words, end, noun, lexicon):
             continue
         first = _first_word(text, words, start, last)
-        if not _is_absent(words, first):
+        if not _is_absent(text, words, first):
             found.append(_mention(words, first, start, end, noun))
             last = end
     return found
@@ -136,11 +138,21 @@ def _adjacent(text: str, words: Sequence[Word], at: int) -> bool:
     return 0 < at < len(words) and not text[words[at - 1].end : words[at].start].strip()
 
 
-def _is_verb(words: Sequence[Word], start: int, noun: Noun) -> bool:
-    """Whether "to" makes a verb of the name: "to train", "to cook", but not "next to dogs"."""
+def _is_verb(text: str, words: Sequence[Word], start: int, noun: Noun, lexicon: Lexicon) -> bool:
+    """Whether "to" or a person makes a verb of the name: "to train", "a man skis", but not "next to dogs"."""
+    if _is_done(text, words, start, lexicon):
+        return True
     if not start or words[start - 1].text != "to" or noun.plural:
         return False
     return start < 2 or words[start - 2].text not in ("next", "close")
+
+
+def _is_done(text: str, words: Sequence[Word], at: int, lexicon: Lexicon) -> bool:
+    """Whether word `at` says what a single person before it does."""
+    if not _adjacent(text, words, at) or words[at].text not in _VERBS:
+        return False
+    before = lexicon.at(words, at - 1)
+    return before is not None and before[0].singular and before[0].categories == ("person",)
 
 
 def _is_part(text: str, words: Sequence[Word], end: int, noun: Noun, lexicon: Lexicon) -> bool:
@@ -148,7 +160,7 @@ def _is_part(text: str, words: Sequence[Word], end: int, noun: Noun, lexicon: Le
     if not _adjacent(text, words, end):
         return False
     if lexicon.at(words, end):
-        return True
+        return not _is_done(text, words, end, lexicon)
     after = words[end].text
     if noun.plural or after in _FUNCTION | _DETERMINERS | _SETS or after in _SIDES:
         return False
@@ -185,9 +197,12 @@ def _first_word(text: str, words: Sequence[Word], start: int, last: int) -> int:
     return first
 
 
-def _is_absent(words: Sequence[Word], first: int) -> bool:
+def _is_absent(text: str, words: Sequence[Word], first: int) -> bool:
     """Whether the words in front ask for a thing or deny it, or say that something is like it or shows it."""
-    before = [word.text for word in words[max(0, first - 2) : first]]
+    near = 0 if not _adjacent(text, words, first) else 1 if not _adjacent(text, words, first - 1) else 2
+    before = [word.text for word in words[first - near : first]]
+    if any(word == "not" or word.endswith("n't") for word in before):
+        return True
     if before[-1:] and before[-1] in ("no", "without", "like", "any", "how"):
         return True
     return before[-1:] == ["of"] and before[0] in _UNREAL | _SOME

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import platform
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,8 @@ def links_of(line: Line) -> list[TextLink]:
 def save(path: Path, parts: Iterable[bytes]) -> None:
     """Write a file that gets its name when it is complete and on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # containers on different machines have the same process numbers
+    unfinished = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.tmp")
     with unfinished.open("wb") as file:
         file.writelines(parts)
         file.flush()
@@ -122,7 +124,11 @@ def read(out: Path, num_pieces: int) -> Iterator[Line]:
         ValueError: a line is damaged.
     """
     for piece in range(num_pieces):
-        for _, line in read_lines(path_of(out, piece)):
+        for number, line in read_lines(path_of(out, piece)):
+            if not (
+                "fault" in line or {"image", "conversations", "links", "faults", "repaired"} <= line.keys()
+            ):
+                raise ValueError(f"{path_of(out, piece)}: line {number} is no line of a run; remove the file")
             yield line
 
 

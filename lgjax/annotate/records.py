@@ -37,12 +37,14 @@ def fault_of_chat(chat: Any) -> str:
     if not isinstance(messages, list) or not all(
         isinstance(m, dict) and isinstance(m.get("value"), str) and m["value"].strip() for m in messages
     ):
-        return "no conversation of messages with 'from' and 'value'"
+        return "no conversation of messages with from and value"
     if not isinstance(chat.get("image"), str):
         return "no picture is named"
     speakers = [message.get("from") for message in messages]
     if not messages or speakers != ["human", "gpt"] * (len(messages) // 2):
         return "messages do not go human, gpt, human, gpt ..."
+    if any(IMAGE_PLACEHOLDER in message["value"] for message in messages[1:]):
+        return f"{IMAGE_PLACEHOLDER} stands behind the first question"
     texts = [text_of(message) for message in messages]
     reserved = (*GROUNDING_TOKENS, VISUAL_PROMPT_TAG, GROUNDING_SUFFIX)
     if found := [piece for piece in reserved if any(piece in text for text in texts)]:
@@ -74,7 +76,7 @@ def fault_of_grounded(record: Mapping[str, Any], known: Collection[int | str]) -
     if not any("with grounding" in message["value"] for message in messages if message["from"] == "human"):
         return "no question asks for grounding"
     if any(REFUSAL in answer for answer in answers):
-        return f"an answer holds '{REFUSAL}'"
+        return f'an answer holds "{REFUSAL}"'
     if any(sum(answer.count(token) for answer in answers) != len(lists) for token in GROUNDING_TOKENS):
         return "the numbers of <g_s>, <g_e>, <seg> and id lists differ"
     if any(re.search(r"<g_s>\s*(<g_e>\s*)?<seg>|<g_s>\s*<g_e>", answer) for answer in answers):

@@ -114,7 +114,8 @@ def read_run(out: Path) -> dict[str, Any]:
         ValueError: the file is damaged.
     """
     run = read_json(out / RUN)
-    if not isinstance(run, dict) or {"identity", "pieces", "instances", "images"} - run.keys():
+    kinds = {"identity": dict, "pieces": int, "instances": str, "images": str | None}
+    if not isinstance(run, dict) or not all(isinstance(run.get(name), kinds[name]) for name in kinds):
         raise ValueError(f"{out / RUN} is no description of a run")
     return run
 

@@ -26,6 +26,18 @@ _ATTEMPTS = 3  # for answers that arrive but are none, or are cut at their longe
 _REFUSED = (openai.BadRequestError, openai.UnprocessableEntityError)
 
 
+def check_key() -> None:
+    """See that there is a key.
+
+    Raises:
+        ValueError: there is none in the environment.
+    """
+    if not os.environ.get(KEY_VARIABLE):
+        raise ValueError(
+            f"no key in the environment: set {KEY_VARIABLE} (to any word for a server that needs none)"
+        )
+
+
 class Stopped(RuntimeError):
     """The endpoint cannot be used, or the budget is spent; what has arrived is in the cache."""
 
@@ -42,10 +54,7 @@ class Client:
         limits.check()
         if base_url is not None and not base_url.startswith(("http://", "https://")):
             raise ValueError(f"the endpoint '{base_url}' must begin with http:// or https://")
-        if not os.environ.get(KEY_VARIABLE):
-            raise ValueError(
-                f"no key in the environment: set {KEY_VARIABLE} (to any word for a server that needs none)"
-            )
+        check_key()
         self.cache, self.limits, self.base_url = cache, limits, base_url
         self.spent = Spent()
         self._reserved = 0, 0  # tokens that requests under way may use: of prompts, of answers
@@ -102,6 +111,7 @@ class Client:
     async def _ask(self, api: openai.AsyncOpenAI, request: Request) -> Outcome:
         """Ask until the answer is whole; a cut one is asked for again with twice the length."""
         length, fault = request.max_tokens, ""
+        prompt_tokens = completion_tokens = 0  # of the cut answers too, which are paid for as well
         for _ in range(_ATTEMPTS):
             try:
                 reply, whole = await self._send(api, request, length)
@@ -112,7 +122,10 @@ class Client:
             except ValueError as error:
                 fault = str(error)
                 continue
+            prompt_tokens += reply.prompt_tokens
+            completion_tokens += reply.completion_tokens
             if whole:
+                reply = Reply(reply.text, prompt_tokens, completion_tokens)
                 self.cache.put(request.key, reply)
                 return reply
             fault, length = "", 2 * length

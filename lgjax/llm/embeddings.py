@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float64
 
-from lgjax.llm.client import KEY_VARIABLE, Stopped, fault_words
+from lgjax.llm.client import Stopped, check_key, fault_words
 
 try:
     import openai
@@ -25,10 +24,7 @@ def embed(texts: Sequence[str], model: str, base_url: str | None = None) -> Floa
         ValueError: no key in the environment.
         Stopped: the endpoint cannot be reached, refuses, or answers something else.
     """
-    if not os.environ.get(KEY_VARIABLE):
-        raise ValueError(
-            f"no key in the environment: set {KEY_VARIABLE} (to any word for a server that needs none)"
-        )
+    check_key()
     name = f"endpoint {base_url or 'of OpenAI'}"
     vectors: list[Sequence[float]] = []
     with openai.OpenAI(base_url=base_url, max_retries=4) as api:

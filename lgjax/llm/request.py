@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -100,7 +101,7 @@ class Cache:
         """Keep an answer; a process that is killed leaves it whole or not at all."""
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        unfinished = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.tmp")
         unfinished.write_text(json.dumps(reply._asdict(), ensure_ascii=False), encoding="utf-8")
         unfinished.rename(path)
 

@@ -271,12 +271,3 @@ class Lexicon:
 def coco_lexicon() -> Lexicon:
     """The names of COCO's 80 categories."""
     return Lexicon(SYNONYMS)
-
-
-def categories_of(phrase: str) -> tuple[str, ...]:
-    """The categories of COCO that the phrase may name, by its last name: ("cup", "wine glass") for "a glass".
-
-    Empty where no name is found.
-    """
-    found = coco_lexicon().find(words_of(phrase))
-    return found[-1][2].categories if found else ()

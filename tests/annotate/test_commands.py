@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +109,8 @@ def test_batch_files_from_the_command(pictures, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert re.search(r"0 of 195 conversations .*\nwrote .*requests-\w+\.jsonl: upload it", printed)
     main(command)
-    assert "upload" not in capsys.readouterr().out  # they are waited for
+    printed = capsys.readouterr().out
+    assert "upload" not in printed and f"put result files into {out / 'batch'}" in printed
     with pytest.raises(SystemExit):
         main([*command, "--write", "detail"])
     assert "was begun with other writer" in capsys.readouterr().err
@@ -197,6 +199,38 @@ def test_it_is_ground_truth_of_grounding_bench(captioned, tmp_path):
     assert scores["precision"] == 1.0 and scores["recall"] == named / entities
 
 
+def test_a_caption_of_an_unknown_picture_is_told(tmp_path, capsys):
+    captions = json.loads(CAPTIONS.read_text())
+    captions["annotations"][3]["image_id"] = 424242
+    (tmp_path / "captions.json").write_text(json.dumps(captions))
+    with pytest.raises(SystemExit):
+        main(["annotate", "run", *files(captions=tmp_path / "captions.json"), "--to", str(tmp_path / "out")])
+    printed = capsys.readouterr().err
+    assert "image 424242, which is not among its images" in printed and printed.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "fault"),
+    [
+        ("pieces/000000.jsonl", '{"a": 1}\n', "line 1 is no line of a run"),
+        ("pieces/000000.jsonl", "5\n", "line 1 must be an object"),
+        (
+            "run.json",
+            '{"identity": 5, "pieces": 1, "instances": "a", "images": null}',
+            "no description of a run",
+        ),
+    ],
+)
+def test_a_damaged_run_is_one_line(name, text, fault, captioned, tmp_path, capsys):
+    shutil.copytree(captioned, tmp_path / "run", symlinks=True)
+    (tmp_path / "run" / name).write_text(text)
+    with pytest.raises(SystemExit):
+        main(["annotate", "check", str(tmp_path / "run")])
+    printed = capsys.readouterr().err
+    assert fault in printed and printed.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
@@ -204,6 +238,11 @@ def test_it_is_ground_truth_of_grounding_bench(captioned, tmp_path):
         (files(chats=INSTANCES), "instances.json must be a list of records"),
         (files(captions=INSTANCES), "has no text 'caption'"),
         (files(chats=Path("no.json")), "no file no.json"),
+        (files(instances=CAPTIONS, captions=CAPTIONS), "captions.json has no categories"),
+        (
+            [*files(captions=CAPTIONS), "--annotator", "batch", "--model", "m", "--url", "http://a"],
+            "--url needs --annotator endpoint",
+        ),
         ([*files(captions=CAPTIONS), "--shard", "3/3"], "--shard '3/3' must be I/N"),
         ([*files(captions=CAPTIONS), "--piece", "0"], "pieces of 0 chats"),
         ([*files(captions=CAPTIONS), "--marks"], "name their folder with --images"),

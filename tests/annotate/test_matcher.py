@@ -34,6 +34,10 @@ def phrases(text: str) -> list[str]:
         ("all of the three small cats", ["the three small cats"]),
         ("How many dogs are there? The two dogs.", ["The two dogs"]),
         ("One of the cats, some of the dogs", []),
+        ("A man skis down a hill, a chef cooks pizza.", ["A man", "a chef", "pizza"]),
+        ("A woman, skis in hand, waits.", ["A woman", "skis"]),
+        ("He isn’t wearing a tie, and it does not hold a cat.", []),
+        ("No, the cat is not. A dog is.", ["the cat", "A dog"]),
         ("", []),
     ],
 )

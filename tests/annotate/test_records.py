@@ -89,7 +89,7 @@ def test_the_readers_of_the_datasets_read_them(chat, tmp_path):
             lambda r: [m.update(value="What?") for m in r["conversations"][::2]],
             "no question asks for grounding",
         ),
-        (lambda r: r["conversations"][3].update(value="Please provide the picture."), "'Please provide'"),
+        (lambda r: r["conversations"][3].update(value="Please provide the picture."), '"Please provide"'),
         (lambda r: r["gd_ls"].append([3]), "the numbers of"),
         (lambda r: r["conversations"][3].update(value="No <seg>"), "the numbers of"),
         (lambda r: r["conversations"][5].update(value="<g_s> <seg> <g_e>"), "a phrase is empty"),
@@ -124,6 +124,13 @@ def test_every_filter_of_the_original_refuses_something(chat, change, fault):
                 "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "a <obj>"}],
             },
             "already holds <obj>",
+        ),
+        (
+            {
+                "image": "a.jpg",
+                "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "a <image> b"}],
+            },
+            "<image> stands behind the first question",
         ),
     ],
 )

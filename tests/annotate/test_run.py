@@ -290,6 +290,18 @@ def test_faulty_shards(text):
         Shard.parse(text)
 
 
+def test_two_machines_that_write_one_file_do_not_meet(tmp_path, monkeypatch):
+    def parts():
+        yield b"whole, "
+        with monkeypatch.context() as patch:
+            patch.setattr("platform.node", lambda: "another")
+            pieces.save(tmp_path / "a", [b"of another"])  # while this one is under way
+        yield b"at last"
+
+    pieces.save(tmp_path / "a", parts())
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"whole, at last"]
+
+
 def test_pieces_of_a_shard_are_every_nth():
     assert [list(Shard(i, 3).of(7)) for i in range(3)] == [[0, 3, 6], [1, 4], [2, 5]]
     assert pieces.ranges(5, 2) == [range(0, 2), range(2, 4), range(4, 5)]

@@ -94,6 +94,14 @@ def test_what_is_wrong_with_a_request_fails_it_alone(cache):
     assert client.spent.completion_tokens == 4 * 5  # the cut ones are paid too
 
 
+def test_what_was_kept_says_all_that_was_paid_for_it(cache):
+    with serve(echo, lambda body, times: "short" if times < 2 else "") as endpoint:
+        client = Client(cache, Limits(), endpoint.url)
+        (reply,) = client.complete([ask("long")])
+    assert reply == Reply("you said long", 3 * 10, 3 * 5)
+    assert cache.total() == (1, client.spent.prompt_tokens, client.spent.completion_tokens)
+
+
 def test_budgets_hold_and_the_same_requests_go_on(cache):
     requests = [ask("x" * 400 + str(i), max_tokens=20) for i in range(20)]
     with serve(echo) as endpoint:

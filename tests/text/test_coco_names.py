@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from lgjax.text.coco_names import SYNONYMS, Lexicon, categories_of, coco_lexicon, plurals, words_of
+from lgjax.text.coco_names import SYNONYMS, Lexicon, coco_lexicon, plurals, words_of
+
+
+def categories_of(phrase: str) -> tuple[str, ...]:
+    """The categories that the last name of the phrase stands for."""
+    found = coco_lexicon().find(words_of(phrase))
+    return found[-1][2].categories if found else ()
 
 
 @pytest.mark.parametrize(
