@@ -31,7 +31,7 @@ SHOTS = os.environ.get("LGJAX_SCREENSHOTS")
 @pytest.fixture(scope="module")
 def address():
     """A process of its own: gradio must see generators, which the checks of the tests' process wrap."""
-    with command("--limits.max-tokens", "64") as (_, address):
+    with command("--limits.max-tokens", "256") as (_, address):
         yield address
 
 
