@@ -164,7 +164,7 @@ def build(page: Page, limits: Limits, about: str) -> gr.Blocks:
 
         how = [threshold, best, heat, length, given]
         told = [*shown, text, picture]
-        asking = [
+        asking: list[dict[str, Any]] = [
             gr.on([send.click, text.submit], ask, [state, text, *how], told, api_visibility="private"),
             again.click(regenerate, [state, *how], told, api_visibility="private"),
         ]
