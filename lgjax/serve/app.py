@@ -94,7 +94,8 @@ def build(page: Page, limits: Limits, about: str) -> gr.Blocks:
             texts = (messages_of(session.turns), pieces_of(last))
             return (session, *texts, page.found(session, last, None), *page.files(session))
 
-        def take(path: str | None) -> tuple:
+        def take(session: Session, path: str | None) -> tuple:
+            forget(session)
             try:
                 return show(page.take(path))
             except ValueError as error:
@@ -162,14 +163,23 @@ def build(page: Page, limits: Limits, about: str) -> gr.Blocks:
             return page.found(session, session.turns[-1] if session.turns else None, None)
 
         how = [threshold, best, heat, length, given]
-        gr.on([picture.upload, picture.clear], take, picture, shown, api_visibility="private")
-        gallery.load_input_event.then(take, picture, shown, api_visibility="private")
+        told = [*shown, text, picture]
+        asking: list[dict[str, Any]] = [
+            gr.on([send.click, text.submit], ask, [state, text, *how], told, api_visibility="private"),
+            again.click(regenerate, [state, *how], told, api_visibility="private"),
+        ]
+        # an answer on its way would bring back the conversation in which it was asked
+        gr.on(
+            [picture.upload, picture.clear, gallery.dataset.click, back.click, clear.click, talk.clear],
+            None,
+            cancels=asking,
+        )
+        taking = [state, picture]
+        gr.on([picture.upload, picture.clear], take, taking, shown, api_visibility="private")
+        gallery.load_input_event.then(take, taking, shown, api_visibility="private")
         picture.select(tap, [state, kind], [state, picture], api_visibility="private")
         finish.click(end_region, state, state, api_visibility="private")
         remove.click(drop_region, state, [state, picture], api_visibility="private")
-        told = [*shown, text, picture]
-        gr.on([send.click, text.submit], ask, [state, text, *how], told, api_visibility="private")
-        again.click(regenerate, [state, *how], told, api_visibility="private")
         back.click(undo, state, shown, api_visibility="private")
         gr.on([clear.click, talk.clear], forget_all, state, [*shown, picture], api_visibility="private")
         answer.select(choose, state, found, api_visibility="private")
@@ -192,6 +202,7 @@ def mount(
         path="/",
         auth=None if token is None else ("lgjax", token),
         max_file_size=limits.upload_bytes,
+        show_error=False,  # of faults that nobody foresaw; the log has them
         ssr_mode=False,
         footer_links=[],
         run_history=False,

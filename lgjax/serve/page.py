@@ -77,13 +77,13 @@ class Page:
         regions, point = session.regions, (x, y)
         if kind == KINDS[0]:
             return dataclasses.replace(session, regions=(*regions, Click(x, y)), unfinished=False)
+        reading = "box" if kind == KINDS[1] else "click"
         last = regions[-1] if session.unfinished else None
-        if not isinstance(last, Scribble):
-            reading = "box" if kind == KINDS[1] else "click"
+        if not isinstance(last, Scribble) or last.reading != reading:
             return dataclasses.replace(
                 session, regions=(*regions, Scribble((point,), reading)), unfinished=True
             )
-        if last.reading == "box":
+        if reading == "box":
             box = Box(*last.points[0], x, y)
             return dataclasses.replace(session, regions=(*regions[:-1], box), unfinished=False)
         longer = dataclasses.replace(last, points=(*last.points, point))
@@ -166,6 +166,7 @@ class Page:
 
 
 def forget(session: Session) -> None:
+    """Remove the files of a conversation that is over."""
     if session.folder:
         shutil.rmtree(session.folder, ignore_errors=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -20,6 +21,8 @@ from lgjax.serve.metrics import Metrics
 from lgjax.serve.picture import decode_picture
 
 CHUNK = 4  # ids between two looks at who is still there
+MOST_PHRASES = 32  # of a given answer
+_LONGEST_TOKEN = 16  # characters of the tokenizer's longest piece
 
 
 class Busy(Exception):
@@ -180,16 +183,34 @@ class Desk:
             return None
 
     def _plan(self, question: Question) -> Request:
+        options, most = question.options, self._limits.prompt_tokens
+        said = [
+            question.turn.text,
+            *[part for turn, answer in question.earlier for part in (turn.text, answer)],
+        ]
+        if sum(map(len, said)) > _LONGEST_TOKEN * most:  # seen before it costs anybody time
+            raise TooLarge(f"the conversation has more than {most} tokens")
+        if (regions := len(question.turn.regions)) > self._limits.regions:
+            raise TooLarge(f"the question has {regions} regions, more than {self._limits.regions}")
+        self._check_given(options.answer or "")
         conversation = Conversation(self._model, self._view(question.picture), "demo")
-        options = question.options
         for turn, answer in question.earlier:
             conversation.recall(turn.text, turn.regions, answer, ground=options.ground)
         request, _ = conversation.request(question.turn.text, question.turn.regions, options)
-        tokens, most = len(request.plan.tokens), self._limits.prompt_tokens
+        if (tokens := request.options.max_tokens) > self._limits.max_tokens:  # those of a given answer
+            raise TooLarge(f"the answer has {tokens} tokens, more than {self._limits.max_tokens}")
+        tokens = len(request.plan.tokens)
         if tokens > most:
             raise TooLarge(f"the conversation has {tokens} tokens with its picture, more than {most}")
         _ = request.view.tokens  # computed here, where a fault is this question's own
         return request
+
+    def _check_given(self, answer: str) -> None:
+        """Refuse a text to ground that is over a limit, before it is read."""
+        if answer.count("<seg>") > MOST_PHRASES:
+            raise TooLarge(f"the given answer has more than {MOST_PHRASES} phrases")
+        if len(answer) > _LONGEST_TOKEN * self._limits.max_tokens:
+            raise TooLarge(f"the given answer has more than {self._limits.max_tokens} tokens")
 
     def _view(self, picture: bytes) -> View:
         key = hashlib.sha256(picture).digest()
@@ -251,7 +272,9 @@ class Desk:
             return
         try:
             ticket.tell(event)
-        except Exception:  # nobody hears it any more
+        except Exception as error:  # nobody hears it any more, or the event cannot be told: then the fault is
             ticket.left = True
+            with contextlib.suppress(Exception):
+                ticket.tell(error)
         if isinstance(event, Done | Exception):
             ticket.left = True

@@ -16,7 +16,6 @@ from lgjax.serve.picture import check_picture, read_data_url
 from lgjax.serve.queue import Question, Turn
 
 LOWEST_THRESHOLD = 0.1  # at most nine boxes and masks a phrase
-MOST_PHRASES = 32  # of a given answer
 _TEXT = 20_000
 
 
@@ -176,8 +175,6 @@ class ChatRequest(BaseModel):
         tokens = self.max_completion_tokens or self.max_tokens or min(256, limits.max_tokens)
         if tokens > limits.max_tokens:
             raise TooLarge(f"max_tokens {tokens} is more than {limits.max_tokens}")
-        if self.answer is not None and self.answer.count("<seg>") > MOST_PHRASES:
-            raise TooLarge(f"the given answer has more than {MOST_PHRASES} phrases")
         picture, turns = self._conversation(limits)
         stop = () if self.stop is None else self.stop if isinstance(self.stop, str) else tuple(self.stop)
         options = Options(

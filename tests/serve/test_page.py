@@ -31,7 +31,7 @@ SHOTS = os.environ.get("LGJAX_SCREENSHOTS")
 @pytest.fixture(scope="module")
 def address():
     """A process of its own: gradio must see generators, which the checks of the tests' process wrap."""
-    with command("--limits.max-tokens", "64") as (_, address):
+    with command("--limits.max-tokens", "256") as (_, address):
         yield address
 
 
@@ -171,6 +171,26 @@ def test_faults_are_shown_and_examples_work(page, tmp_path):
     page.locator("#ask").click()
     page.get_by_text("leave <image> out").first.wait_for()
     shot(page, "fault")
+
+
+def test_an_answer_on_its_way_does_not_come_back_after_clear(page, address):
+    page.locator(".gallery-item").first.click()
+    page.locator("#found img").first.wait_for()
+    page.locator("#question textarea").fill("What is it?")
+    page.locator("#ask").click()
+    page.locator("#talk .user").first.wait_for()
+    page.locator("#clear").click()
+    page.locator("#talk .user").first.wait_for(state="detached")
+    page.wait_for_timeout(4000)
+    assert page.locator("#talk").get_by_text("What is it?").count() == 0
+    page.locator("#again").click()  # there is nothing to answer again
+    page.locator("#how button").first.click()
+    page.locator("#given textarea").fill("<g_s> A cat <g_e> <seg> .")
+    page.locator("#question textarea").fill("And now?")
+    page.locator("#ask").click()
+    page.locator("#talk").get_by_text("A cat").wait_for()
+    asked(page)
+    assert page.locator("#talk").get_by_text("What is it?").count() == 0
 
 
 def test_files_of_the_machine_stay_unread(address):

@@ -121,6 +121,27 @@ def test_faults_touch_only_their_own_question(monkeypatch):
     desk.close()
 
 
+def test_an_event_that_cannot_be_told_becomes_a_fault():
+    """A client that waits for its answer hears of it, instead of waiting for ever."""
+    desk = Held(Limits())
+    client, hear = Client(), queue.SimpleQueue()
+
+    def tell(event):
+        if isinstance(event, Done):
+            raise TypeError("no JSON")
+        hear.put(event)
+
+    client.ticket.tell = tell
+    desk.submit(client.ticket)
+    desk.free.set()
+    events = [hear.get(timeout=120)]
+    while not isinstance(events[-1], Exception):
+        events.append(hear.get(timeout=120))
+    assert str(events[-1]) == "no JSON"
+    desk.close()
+    assert hear.empty()
+
+
 def test_features_of_pictures_are_kept_for_the_next_question():
     desk = Desk(model(), Limits(pictures=2), Metrics())
     first = desk._view(png(0))

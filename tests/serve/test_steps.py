@@ -44,6 +44,7 @@ def test_taps_become_regions(page, session):
     assert session.regions == (Click(1, 2), Box(60, 70, 3, 4), Scribble(((5, 5), (6, 7))))
     half = page.tap(page.tap(session, click, 8, 8), box, 9, 9)
     assert half.regions[-2:] == (Click(8, 8), Scribble(((9, 9),), "box")) and half.unfinished
+    assert page.tap(half, scribble, 7, 7).regions[-2:] == (half.regions[-1], Scribble(((7, 7),)))
     drawn = np.asarray(page.preview(session))
     assert (drawn != picture(0)).any() and drawn.shape == (90, 120, 3)
     assert page.preview(Session()) is None
