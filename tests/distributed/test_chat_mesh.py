@@ -50,7 +50,8 @@ PROGRAMS = (
     (engine, "encode_grounding", 1),
     (run, "embed", 2),
     (generate, "_prefill", 2),
-    (generate, "_decode", 2),
+    (generate, "_begin", 2),
+    (generate, "_advance", 2),
     (engine, "ground", 2),
     (engine, "masks_of", 2),
 )
