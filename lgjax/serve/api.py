@@ -36,6 +36,7 @@ _LOOK_SECONDS = 0.25  # between two looks whether a silent client is still there
 _DRAIN = 4  # times the limit of an upload are read and thrown away, so that its sender hears why
 _NO_CACHE = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _CODES = {401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_exceeded"}
+_OWN_FAULT = "a fault of the server; its log says more"
 _log = logging.getLogger("lgjax.serve")
 _FAULTS: dict[int | str, dict[str, Any]] = {
     status: {"model": schema.FaultResponse, "description": what}
@@ -99,6 +100,7 @@ def create_app(
     app.add_exception_handler(_Refused, _answer_fault)
     app.add_exception_handler(HTTPException, _answer_fault)
     app.add_exception_handler(RequestValidationError, _answer_fault)
+    app.add_exception_handler(Exception, _answer_fault)
     allowed = [] if token is None else [fastapi.Depends(allow)]
 
     @app.get("/healthz", responses={503: {"description": "Stopping"}})
@@ -251,7 +253,7 @@ def _fault(error: Exception) -> _Refused:
     if isinstance(error, Stopping):
         return _Refused(503, str(error))
     _log.error("a question failed", exc_info=error)
-    return _Refused(500, "a fault of the server; its log says more")
+    return _Refused(500, _OWN_FAULT)
 
 
 async def _answer_fault(request: fastapi.Request, error: Exception) -> JSONResponse:
@@ -263,7 +265,8 @@ async def _answer_fault(request: fastapi.Request, error: Exception) -> JSONRespo
         error = _Refused(422, "the body is no JSON" if no_json else f"{place}: {first['msg']}")
     elif isinstance(error, HTTPException):
         error = _Refused(error.status_code, str(error.detail), dict(error.headers or {}))
-    assert isinstance(error, _Refused)
+    elif not isinstance(error, _Refused):
+        error = _Refused(500, _OWN_FAULT)  # raised again behind this, so it is logged
     content = schema.FaultResponse(error=error.body).model_dump()
     return JSONResponse(content, error.status, error.headers)
 
@@ -281,6 +284,7 @@ class _Gate:
             await self._app(scope, receive, send)
             return
         read = 0
+        begun = False
 
         async def bounded() -> Message:
             nonlocal read
@@ -294,8 +298,15 @@ class _Gate:
             raise HTTPException(413, f"the request has more than {self._limit} bytes; send a smaller picture")
 
         async def counting(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 self._metrics.requests.labels(str(message["status"])).inc()
             await send(message)
 
-        await self._app(scope, bounded, counting)
+        try:
+            await self._app(scope, bounded, counting)
+        except Exception:
+            if not begun:  # what nobody foresaw is answered outside of this gate
+                self._metrics.requests.labels("500").inc()
+            raise

@@ -16,11 +16,15 @@ import gradio as gr
 from lgjax import draw
 from lgjax.infer.request import Model, Options
 from lgjax.serve.limits import Limits
-from lgjax.serve.page import KINDS, Page, Session, forget, knows, messages_of, pieces_of
+from lgjax.serve.page import KINDS, Answering, Page, Pointed, Session, forget, knows, messages_of, pieces_of
 from lgjax.serve.queue import Busy, Stopping, Turn
-from lgjax.serve.schema import LOWEST_THRESHOLD
+from lgjax.serve.schema import LOWEST_THRESHOLD, ScribbleRegion
 
-HINT = "Tap a thing, then write % in the question where you mean it, not as its first word."
+HINT = (
+    "Tap a thing, drag a box around it (or tap two corners), or scribble over it; "
+    "then write % in the question where you mean it, not as its first word."
+)
+_STYLE = "img { cursor: crosshair; }"
 
 
 def _warn(error: Exception, shown: tuple) -> tuple:
@@ -37,15 +41,21 @@ def examples() -> list[str]:
 
 def build(page: Page, limits: Limits, about: str) -> gr.Blocks:
     """Lay out the page and join its parts to what happens."""
+    pointer = (importlib.resources.files("lgjax.serve") / "pointer.js").read_text(encoding="utf-8")
     colours = {str(i + 1): "#{:02x}{:02x}{:02x}".format(*draw.phrase_colour(i)) for i in range(20)}
     with gr.Blocks(
         title="lgjax", analytics_enabled=False, delete_cache=(600, 60 * limits.page_minutes)
     ) as blocks:
         state = gr.State(Session(), time_to_live=60 * limits.page_minutes, delete_callback=forget)
+        # apart from the conversation, which a stroke at the end of an answer would set back
+        pointed = gr.State(Pointed(), time_to_live=60 * limits.page_minutes)
         gr.Markdown(f"## lgjax\n{about}")
         with gr.Row():
             with gr.Column(min_width=320):
-                picture = gr.Image(type="filepath", label="Picture", sources=["upload"], elem_id="picture")
+                with gr.HTML(html_template="@children", css_template=_STYLE, js_on_load=pointer) as board:
+                    picture = gr.Image(
+                        type="filepath", label="Picture", sources=["upload"], elem_id="picture"
+                    )
                 kind = gr.Radio(KINDS, value=KINDS[0], label=HINT, elem_id="kind")
                 with gr.Row():
                     finish = gr.Button("Next region", size="sm", min_width=90)
@@ -62,7 +72,7 @@ def build(page: Page, limits: Limits, about: str) -> gr.Blocks:
                     back = gr.Button("Undo", size="md", min_width=60, elem_id="undo")
                     clear = gr.Button("Clear", size="md", min_width=60, elem_id="clear")
                 answer = gr.HighlightedText(
-                    label="Last answer: select a phrase to see what it names",
+                    label="Last answer: point at a phrase to see what it names",
                     color_map=colours,
                     show_inline_category=False,
                     elem_id="answer",
@@ -87,7 +97,7 @@ def build(page: Page, limits: Limits, about: str) -> gr.Blocks:
                         1, limits.max_tokens, min(256, limits.max_tokens), step=1, label="Most tokens"
                     )
 
-        shown = [state, talk, answer, found, as_json, as_png]
+        talking = [state, talk, answer, found, as_json, as_png]
 
         def show(session: Session) -> tuple:
             last = session.turns[-1] if session.turns else None
@@ -97,22 +107,24 @@ def build(page: Page, limits: Limits, about: str) -> gr.Blocks:
         def take(session: Session, path: str | None) -> tuple:
             forget(session)
             try:
-                return show(page.take(path))
+                return *show(page.take(path)), Pointed()
             except ValueError as error:
-                return _warn(error, show(Session()))
+                return _warn(error, (*show(Session()), Pointed()))
 
-        def tap(session: Session, how: str, event: gr.SelectData) -> tuple:
-            session = page.tap(session, how, *event.index)
-            return session, page.preview(session)
+        def draw_stroke(session: Session, pointed: Pointed, how: str, event: gr.EventData) -> tuple:
+            stroke = ScribbleRegion(type="scribble", points=event.points).points
+            pointed = page.point(pointed, how, stroke)
+            return pointed, page.preview(session, pointed)
 
-        def end_region(session: Session) -> Session:
-            return dataclasses.replace(session, unfinished=False)
+        def end_region(pointed: Pointed) -> Pointed:
+            return dataclasses.replace(pointed, unfinished=False)
 
-        def drop_region(session: Session) -> tuple:
-            session = dataclasses.replace(session, regions=session.regions[:-1], unfinished=False)
-            return session, page.preview(session)
+        def drop_region(session: Session, pointed: Pointed) -> tuple:
+            pointed = Pointed(pointed.regions[:-1])
+            return pointed, page.preview(session, pointed)
 
         def stream(session: Session, turn: Turn, options: tuple, before: Session) -> Iterator[tuple]:
+            """The values of `talking` as the answer comes."""
             level, only_best, temperature, tokens, wanted = options
             chosen = Options(
                 threshold=None if only_best else level,
@@ -127,46 +139,56 @@ def build(page: Page, limits: Limits, about: str) -> gr.Blocks:
                     raise ValueError("upload a picture first, or take an example")
                 for later, asked in page.ask(session, turn, chosen):
                     if later is not session:
-                        yield *show(later), "", page.preview(later)
-                        return
+                        yield show(later)
+                        continue
                     count = len(asked.answer["phrases"])
                     # a picture is sent only when there is something new on it
                     image = page.found(session, asked, None) if count != drawn else gr.skip()
                     drawn = count
                     messages = messages_of([*session.turns, asked])
-                    yield session, messages, pieces_of(asked), image, *[gr.skip()] * 4
+                    yield gr.skip(), messages, pieces_of(asked), image, gr.skip(), gr.skip()
+            except Answering as error:
+                yield _warn(error, (gr.skip(),) * len(talking))
             except (ValueError, Busy, Stopping) as error:
-                yield _warn(error, (*show(before), gr.skip(), gr.skip()))
+                yield _warn(error, show(before))
 
-        def ask(session: Session, question: str, *options: Any) -> Iterator[tuple]:
-            yield from stream(session, Turn(question or "", session.regions), options, session)
+        def ask(session: Session, question: str, pointed: Pointed, *options: Any) -> Iterator[tuple]:
+            for values in stream(session, Turn(question or "", pointed.regions), options, session):
+                done = isinstance(values[0], Session) and values[0] is not session
+                rest = ("", Pointed(), page.preview(session, Pointed())) if done else (gr.skip(),) * 3
+                yield *values, *rest
 
         def regenerate(session: Session, *options: Any) -> Iterator[tuple]:
             if session.turns:
                 earlier = dataclasses.replace(session, turns=session.turns[:-1])
                 yield from stream(earlier, session.turns[-1].turn, options, session)
 
-        def undo(session: Session) -> tuple:
-            return show(dataclasses.replace(session, turns=session.turns[:-1]))
+        def undo(session: Session, messages: list) -> tuple:
+            # the last question that is seen, which may be one on its way
+            return show(dataclasses.replace(session, turns=session.turns[: max(len(messages) // 2, 1) - 1]))
 
         def forget_all(session: Session) -> tuple:
-            session = dataclasses.replace(session, turns=(), regions=(), unfinished=False)
-            return *show(session), page.preview(session)
+            session = dataclasses.replace(session, turns=())
+            return *show(session), Pointed(), page.preview(session, Pointed())
 
         def choose(session: Session, event: gr.SelectData) -> Any:
             label = event.value[1] if isinstance(event.value, list | tuple) else None
-            if label is None or not session.turns:
-                return gr.skip()
-            return page.found(session, session.turns[-1], int(label) - 1)
+            return gr.skip() if label is None else page.found(session, page.last(session), int(label) - 1)
 
         def all_phrases(session: Session) -> Any:
-            return page.found(session, session.turns[-1] if session.turns else None, None)
+            return page.found(session, page.last(session), None)
 
         how = [threshold, best, heat, length, given]
-        told = [*shown, text, picture]
+        pointing = [pointed, picture]
         asking: list[dict[str, Any]] = [
-            gr.on([send.click, text.submit], ask, [state, text, *how], told, api_visibility="private"),
-            again.click(regenerate, [state, *how], told, api_visibility="private"),
+            gr.on(
+                [send.click, text.submit],
+                ask,
+                [state, text, pointed, *how],
+                [*talking, text, *pointing],
+                api_visibility="private",
+            ),
+            again.click(regenerate, [state, *how], talking, api_visibility="private"),
         ]
         # an answer on its way would bring back the conversation in which it was asked
         gr.on(
@@ -174,28 +196,31 @@ def build(page: Page, limits: Limits, about: str) -> gr.Blocks:
             None,
             cancels=asking,
         )
-        taking = [state, picture]
-        gr.on([picture.upload, picture.clear], take, taking, shown, api_visibility="private")
-        gallery.load_input_event.then(take, taking, shown, api_visibility="private")
-        picture.select(tap, [state, kind], [state, picture], api_visibility="private")
-        finish.click(end_region, state, state, api_visibility="private")
-        remove.click(drop_region, state, [state, picture], api_visibility="private")
-        back.click(undo, state, shown, api_visibility="private")
-        gr.on([clear.click, talk.clear], forget_all, state, [*shown, picture], api_visibility="private")
-        answer.select(choose, state, found, api_visibility="private")
+        taking, taken = [state, picture], [*talking, pointed]
+        gr.on([picture.upload, picture.clear], take, taking, taken, api_visibility="private")
+        gallery.load_input_event.then(take, taking, taken, api_visibility="private")
+        board.input(draw_stroke, [state, pointed, kind], pointing, api_visibility="private")
+        finish.click(end_region, pointed, pointed, api_visibility="private")
+        remove.click(drop_region, [state, pointed], pointing, api_visibility="private")
+        back.click(undo, [state, talk], talking, api_visibility="private")
+        gr.on([clear.click, talk.clear], forget_all, state, [*talking, *pointing], api_visibility="private")
+        # a phrase that the pointer came to while an earlier one was drawn is drawn next
+        answer.select(choose, state, found, trigger_mode="always_last", api_visibility="private")
         whole.click(all_phrases, state, found, api_visibility="private")
     blocks.queue(max_size=4 * limits.waiting, default_concurrency_limit=limits.waiting)
     return blocks
 
 
 def mount(
-    app: fastapi.FastAPI, model: Model, name: str, limits: Limits, token: str | None = None
+    app: fastapi.FastAPI, model: Model, name: str, limits: Limits, folder: Path, token: str | None = None
 ) -> Callable[[], None]:
     """Put the page at the root of `app`, which was made by `create_app`; a token is its password.
 
+    Readers' files to download lie in `folder` until their conversation is over.
+
     What is returned ends the lines to open pages, on which a server that stops would wait for ever.
     """
-    blocks = build(Page(app.state.desk, limits), limits, knows(model, name))
+    blocks = build(Page(app.state.desk, limits, folder), limits, knows(model, name))
     gr.mount_gradio_app(
         app,
         blocks,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+import tempfile
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Literal
@@ -13,7 +16,7 @@ from lgjax.serve.limits import Limits
 
 def serve(
     *,
-    checkpoint: Annotated[str, tyro.conf.arg(metavar="DIR")],
+    checkpoint: Annotated[str, tyro.conf.arg(metavar="DIR")] = "tiny",
     host: str = "127.0.0.1",
     port: int = 8000,
     token_file: Path | None = None,
@@ -50,15 +53,18 @@ def serve(
 
     model, name = GroundedChat.load(checkpoint, dtype=dtype).model, Path(checkpoint).resolve().name
     app = create_app(model, name, limits=limits, token=token)
-    end_pages = mount(app, model, name, limits, token)
-
-    class Server(uvicorn.Server):
-        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            end_pages()
-            super().handle_exit(sig, frame)
-
     # more connections than the queue and the pages need are refused by the server itself
     most = 4 * limits.waiting + 64
     config = uvicorn.Config(app, host=host, port=port, limit_concurrency=most, log_level="warning")
-    print(f"{name} answers at http://{host}:{port} (/docs describes the API)", flush=True)
-    Server(config).run()
+    # uvicorn raises the signal once more at its end, which would kill the process with the folder still there
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    with tempfile.TemporaryDirectory(prefix="lgjax-page-") as folder:
+        end_pages = mount(app, model, name, limits, Path(folder), token)
+
+        class Server(uvicorn.Server):
+            def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+                end_pages()
+                super().handle_exit(sig, frame)
+
+        print(f"{name} answers at http://{host}:{port} (/docs describes the API)", flush=True)
+        Server(config).run()

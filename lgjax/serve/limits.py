@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 
 class TooLarge(ValueError):
@@ -31,6 +32,20 @@ class Limits:
     gather_seconds: float = 0.02
     pictures: int = 8
     page_minutes: int = 60
+
+    def check_conversation(self, regions: Sequence[int]) -> None:
+        """Refuse too many questions or regions; `regions` has the number of regions of each question.
+
+        Raises:
+            TooLarge: over a limit.
+        """
+        if len(regions) > self.turns:
+            raise TooLarge(
+                f"the conversation has {len(regions)} questions, more than {self.turns}; begin a new one"
+            )
+        for i, count in enumerate(regions):
+            if count > self.regions:
+                raise TooLarge(f"question {i + 1} has {count} regions, more than {self.regions}")
 
     def check(self) -> None:
         """Refuse bounds that let nothing in.

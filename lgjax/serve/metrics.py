@@ -8,7 +8,10 @@ _SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
 class Metrics:
-    """Counters of one server; several servers in one process do not share them."""
+    """Counters of one server; several servers in one process do not share them.
+
+    Requests are counted where they are answered, so those that uvicorn refuses for want of room are not.
+    """
 
     def __init__(self) -> None:
         registry = self._registry = CollectorRegistry()

@@ -21,13 +21,20 @@ from lgjax.data.images import ImageSize
 from lgjax.infer.answer import Phrase
 from lgjax.infer.regions import Box, Click, Region, Scribble
 from lgjax.infer.request import Model, Options
-from lgjax.infer.stream import Done, Event, Found, Words
+from lgjax.infer.stream import Done, Event, Words
 from lgjax.serve.limits import Limits
 from lgjax.serve.picture import decode_picture
 from lgjax.serve.queue import Desk, Question, Ticket, Turn
 
-KINDS = ("click", "box: two corners", "scribble: several points")
+KINDS = ("click", "box", "scribble")
 _WAIT = 0.5  # seconds between two looks whether the reader is still there
+
+
+class Answering(Exception):
+    """A conversation's question is asked while another one of it is being answered."""
+
+    def __init__(self) -> None:
+        super().__init__("an answer is on its way; wait for its end, or clear the conversation")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,27 +45,34 @@ class Asked:
     answer: dict[str, Any]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Session:
-    """What the page knows of one reader.
+@dataclasses.dataclass(frozen=True)
+class Pointed:
+    """Regions for the next question; `unfinished`: the next stroke belongs to the last of them."""
 
-    picture: bytes of the file; regions: for the next question; unfinished: the next tap belongs to the last
-    of these; folder: for files to download.
-    """
-
-    picture: bytes = b""
     regions: tuple[Region, ...] = ()
     unfinished: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Session:
+    """A reader's conversation: the bytes of the picture's file, what was asked, a folder for downloads."""
+
+    picture: bytes = b""
     turns: tuple[Asked, ...] = ()
     folder: str = ""
 
 
 class Page:
-    """What happens on the page. Every method takes a session and returns the next one, or what is shown."""
+    """What happens on the page. Every method takes a session and returns the next one, or what is shown.
 
-    def __init__(self, desk: Desk, limits: Limits) -> None:
+    Files to download lie in `folder`, in one of its own for each conversation.
+    """
+
+    def __init__(self, desk: Desk, limits: Limits, folder: Path) -> None:
         self._desk = desk
         self._limits = limits
+        self._folder = folder
+        self._coming: dict[str, list[Asked]] = {}  # by folder: the answers on their way, as far as they are
 
     def take(self, path: str | None) -> Session:
         """Begin a conversation about another picture.
@@ -70,70 +84,71 @@ class Page:
             return Session()
         data = Path(path).read_bytes()
         decode_picture(data, self._limits)
-        return Session(data, folder=tempfile.mkdtemp(prefix="lgjax-page-"))
+        return Session(data, folder=tempfile.mkdtemp(dir=self._folder))
 
-    def tap(self, session: Session, kind: str, x: float, y: float) -> Session:
-        """Add a click, a corner of a box, or a point of a scribble."""
-        regions, point = session.regions, (x, y)
-        if kind == KINDS[0]:
-            return dataclasses.replace(session, regions=(*regions, Click(x, y)), unfinished=False)
-        reading = "box" if kind == KINDS[1] else "click"
-        last = regions[-1] if session.unfinished else None
-        if not isinstance(last, Scribble) or last.reading != reading:
-            return dataclasses.replace(
-                session, regions=(*regions, Scribble((point,), reading)), unfinished=True
-            )
-        if reading == "box":
-            box = Box(*last.points[0], x, y)
-            return dataclasses.replace(session, regions=(*regions[:-1], box), unfinished=False)
-        longer = dataclasses.replace(last, points=(*last.points, point))
-        return dataclasses.replace(session, regions=(*regions[:-1], longer))
+    def point(self, pointed: Pointed, kind: str, stroke: Sequence[tuple[float, float]]) -> Pointed:
+        """Add a stroke, which is one point where the reader tapped: a click, a box or a corner, a scribble.
+
+        A box is dragged from corner to corner, or its corners are tapped one after the other.
+        """
+        regions, points = pointed.regions, tuple(stroke)
+        if kind == "click":
+            return Pointed((*regions, Click(*points[0])))
+        reading = "box" if kind == "box" else "click"
+        last = regions[-1] if pointed.unfinished else None
+        if isinstance(last, Scribble) and last.reading == reading:
+            regions = regions[:-1]
+            if kind == "scribble" or len(points) == 1:
+                points = (*last.points, *points)
+        if kind == "box" and len(points) > 1:
+            return Pointed((*regions, Box(*points[0], *points[-1])))
+        return Pointed((*regions, Scribble(points, reading)), unfinished=True)
 
     def ask(self, session: Session, turn: Turn, options: Options) -> Iterator[tuple[Session, Asked]]:
         """Ask the next question; the answer so far is the last of each pair, with its phrases so far.
 
         Raises:
+            Answering: another question of the conversation is being answered.
             ValueError: the question makes no sense.
             Busy, Stopping: the server takes none.
         """
         earlier = tuple((asked.turn, asked.answer["text"]) for asked in session.turns)
+        self._limits.check_conversation(
+            [len(part.regions) for part in (*[past for past, _ in earlier], turn)]
+        )
         told: queue.SimpleQueue[Event | Exception] = queue.SimpleQueue()
         ticket = Ticket(Question(session.picture, earlier, turn, options, True), told.put)
-        if len(earlier) >= self._limits.turns:
-            raise ValueError(f"{len(earlier)} questions are the most of a conversation; clear it")
-        self._desk.submit(ticket)
-        text, phrases = "", []
+        coming = [Asked(turn, {"text": "", "phrases": []})]
+        if self._coming.setdefault(session.folder, coming) is not coming:  # setdefault lets one thread in
+            raise Answering
         try:
-            while True:
+            self._desk.submit(ticket)
+            event = None
+            while not isinstance(event, Done):
+                yield session, coming[0]
                 try:
                     event = told.get(timeout=_WAIT)
                 except queue.Empty:
-                    yield session, Asked(turn, {"text": text, "phrases": phrases})
                     continue
                 if isinstance(event, Exception):
                     raise event
-                if isinstance(event, Done):
-                    asked = Asked(turn, event.answer.to_json())
-                    yield (
-                        dataclasses.replace(
-                            session, regions=(), unfinished=False, turns=(*session.turns, asked)
-                        ),
-                        asked,
-                    )
-                    return
-                if isinstance(event, Words):
-                    text += event.text
-                elif isinstance(event, Found):
-                    phrases = [*phrases, event.phrase.to_json()]
-                yield session, Asked(turn, {"text": text, "phrases": phrases})
+                coming[0] = _longer(coming[0], event)
+            # another question is let in when the page has come back for more, so has this answer
+            yield dataclasses.replace(session, turns=(*session.turns, coming[0])), coming[0]
         finally:
             self._desk.leave(ticket)
+            del self._coming[session.folder]
 
-    def preview(self, session: Session) -> PIL.Image.Image | None:
+    def last(self, session: Session) -> Asked | None:
+        """The answer that the reader sees: the one on its way, or the last of the conversation."""
+        coming = self._coming.get(session.folder)
+        return coming[0] if coming else session.turns[-1] if session.turns else None
+
+    def preview(self, session: Session, pointed: Pointed) -> PIL.Image.Image | None:
         """The picture with the regions of the next question."""
         if not session.picture:
             return None
-        return draw.draw_prompts(self._decoded(session), [_outline(region) for region in session.regions])
+        return draw.draw_prompts(self._decoded(session), [_outline(region) for region in pointed.regions])
 
     def found(self, session: Session, asked: Asked | None, chosen: int | None) -> PIL.Image.Image | None:
         """The picture with what was found: of all phrases, or of the chosen one."""
@@ -169,6 +184,16 @@ def forget(session: Session) -> None:
     """Remove the files of a conversation that is over."""
     if session.folder:
         shutil.rmtree(session.folder, ignore_errors=True)
+
+
+def _longer(asked: Asked, event: Event) -> Asked:
+    """The answer so far with what was just told of it."""
+    text, phrases = asked.answer["text"], asked.answer["phrases"]
+    if isinstance(event, Done):
+        return Asked(asked.turn, event.answer.to_json())
+    if isinstance(event, Words):
+        return Asked(asked.turn, {"text": text + event.text, "phrases": phrases})
+    return Asked(asked.turn, {"text": text, "phrases": [*phrases, event.phrase.to_json()]})
 
 
 def _outline(region: Region) -> list[tuple[float, float]]:
@@ -235,6 +260,9 @@ def knows(model: Model, name: str) -> str:
     can = ["answers in words"]
     can += ["finds boxes and masks of phrases"] if config.grounding is not None else []
     can += ["reads clicks, boxes and scribbles"] if config.prompt is not None else []
-    note = " It is tiny and untrained: its answers are nonsense." if name == "debug" else ""
+    notes = {
+        "debug": " It is tiny and untrained: its answers are nonsense.",
+        "tiny": " It knows drawn things, not photographs, and often errs; `--checkpoint` names another.",
+    }
     size = f"{config.llama.num_layers} layers of width {config.llama.hidden_size}"
-    return f"**{name}** ({size}) {', '.join(can)}.{note}"
+    return f"**{name}** ({size}) {', '.join(can)}.{notes.get(name, '')}"

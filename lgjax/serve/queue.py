@@ -190,8 +190,6 @@ class Desk:
         ]
         if sum(map(len, said)) > _LONGEST_TOKEN * most:  # seen before it costs anybody time
             raise TooLarge(f"the conversation has more than {most} tokens")
-        if (regions := len(question.turn.regions)) > self._limits.regions:
-            raise TooLarge(f"the question has {regions} regions, more than {self._limits.regions}")
         self._check_given(options.answer or "")
         conversation = Conversation(self._model, self._view(question.picture), "demo")
         for turn, answer in question.earlier:

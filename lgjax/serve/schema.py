@@ -202,13 +202,10 @@ class ChatRequest(BaseModel):
                 raise ValueError(f"message {i}: a conversation has one picture, in its first message")
             if message.regions and message.role != "user":
                 raise ValueError(f"message {i}: regions belong to the user's messages")
-            if len(message.regions) > limits.regions:
-                raise TooLarge(f"message {i} has {len(message.regions)} regions, more than {limits.regions}")
         asked = self.messages[::2]
         if len(self.messages) % 2 == 0:
             raise ValueError("the last message must be the user's")
-        if len(asked) > limits.turns:
-            raise TooLarge(f"the conversation has {len(asked)} questions, more than {limits.turns}")
+        limits.check_conversation([len(message.regions) for message in asked])
         pictures = self.messages[0].pictures
         if len(pictures) != 1:
             raise ValueError(f"the first message has {len(pictures)} pictures; one is needed")

@@ -57,11 +57,27 @@ def command(*options: str) -> Iterator[tuple[subprocess.Popen, str]]:
         server.wait()
 
 
-def png(seed: int = 0) -> bytes:
+def saved(form: str, seed: int = 0) -> bytes:
     """The bytes of a picture file."""
     file = io.BytesIO()
-    PIL.Image.fromarray(picture(seed)).save(file, "PNG")
+    PIL.Image.fromarray(picture(seed)).save(file, form)
     return file.getvalue()
+
+
+def png(seed: int = 0) -> bytes:
+    return saved("PNG", seed)
+
+
+def choose_picture(address: str, path: str, reader: str) -> str:
+    """Take a file of the server as the page's picture, as a browser does after uploading it; what is told."""
+    parts = httpx.get(f"{address}/config").json()["dependencies"]
+    take = next(
+        d["id"] for d in parts if d["inputs"] and [name for _, name in d["targets"]][:1] == ["upload"]
+    )
+    file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    body = {"fn_index": take, "session_hash": reader, "data": [None, file]}
+    assert httpx.post(f"{address}/gradio_api/queue/join", json=body).status_code == 200
+    return httpx.get(f"{address}/gradio_api/queue/data?session_hash={reader}", timeout=60).text
 
 
 def data_url(data: bytes, kind: str = "png") -> str:

@@ -18,7 +18,7 @@ from lgjax.infer.regions import Again, Box, Click, Mask, Scribble
 from lgjax.serve.api import create_app
 from lgjax.serve.limits import Limits
 from tests.infer.model import GROUNDED, chat, model, picture
-from tests.serve.server import ask, data_url, png, post, running
+from tests.serve.server import ask, data_url, png, post, running, saved
 
 LIMITS = Limits(
     upload_bytes=200_000, pixels=50_000, turns=3, regions=4, prompt_tokens=420, max_tokens=64, batch=4
@@ -145,12 +145,6 @@ def bomb(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", b"") + part(b"IEND", b"")
 
 
-def saved(form: str) -> bytes:
-    file = io.BytesIO()
-    PIL.Image.fromarray(picture(0)).save(file, form)
-    return file.getvalue()
-
-
 TALK = [ask("a?"), {"role": "assistant", "content": "b"}, {"role": "user", "content": "c?"}]
 CLICK = {"type": "click", "x": 1, "y": 1}
 MASK = {"type": "mask", "size": [90, 120], "counts": "11"}
@@ -257,6 +251,26 @@ def test_health_models_metrics_and_description(address):
     assert httpx.get(f"{address}/docs").status_code == 200
     described = httpx.get(f"{address}/openapi.json").json()
     assert "regions" in described["components"]["schemas"]["Message"]["properties"]
+
+
+def test_a_fault_that_nobody_foresaw_is_told_and_counted(monkeypatch):
+    """Once each: one of the server before a question is taken, one of the model, one of a stream's start."""
+    app = create_app(model(), "debug", limits=LIMITS)
+    with running(app) as address:
+        with monkeypatch.context() as patch:
+            patch.setattr(app.state.desk, "submit", lambda ticket: 1 / 0)
+            replies = [post(address, ask("What?"), stream=stream) for stream in (False, True)]
+        with monkeypatch.context() as patch:
+            patch.setattr(app.state.desk, "_view", lambda picture: 1 / 0)
+            replies += [post(address, ask("What?"), stream=stream) for stream in (False, True)]
+        for reply in replies:
+            assert reply.status_code == 500
+            assert reply.json()["error"]["message"] == "a fault of the server; its log says more"
+        httpx.get(f"{address}/nowhere")
+        numbers = counted(address)
+        assert numbers['lgjax_requests_total{status="500"}'] == 4
+        assert numbers['lgjax_requests_total{status="404"}'] == 1
+        assert post(address, ask("What?"), max_tokens=2).status_code == 200
 
 
 def counted(address: str) -> dict[str, float]:

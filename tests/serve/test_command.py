@@ -1,6 +1,7 @@
 """`lgjax serve` as a process: it starts, answers, and ends without losing an answer."""
 
 import concurrent.futures
+import importlib.util
 import signal
 import time
 
@@ -8,7 +9,7 @@ import httpx
 import pytest
 
 from lgjax.cli import main
-from tests.serve.server import ask, command, post
+from tests.serve.server import ask, choose_picture, command, png, post
 
 
 @pytest.mark.slow
@@ -28,6 +29,33 @@ def test_sigterm_ends_the_server_when_every_answer_is_out():
         assert server.wait(60) in (0, 143, -signal.SIGTERM)
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{address}/healthz")
+
+
+def upload(address: str, reader: str) -> None:
+    """Show the page a picture."""
+    sent = httpx.post(f"{address}/gradio_api/upload", files={"files": ("photo.png", png(), "image/png")})
+    assert '"success":true' in choose_picture(address, sent.json()[0], reader).replace(" ", "")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="needs gradio")
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_files_of_the_page_go_with_the_conversation_and_with_the_server(stop, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with command("--limits.page-minutes", "1") as (server, address):
+        upload(address, "first")
+        assert len(list(tmp_path.glob("lgjax-page-*/*"))) == 1
+        for _ in range(90 if stop == signal.SIGTERM else 0):
+            time.sleep(1)
+            if not list(tmp_path.glob("lgjax-page-*/*")):
+                break
+        else:
+            assert stop == signal.SIGINT, "the conversation is over, and its folder is still there"
+        upload(address, "second")
+        assert list(tmp_path.glob("lgjax-page-*/*")) and list(tmp_path.rglob("photo.png"))
+        server.send_signal(stop)
+        server.wait(60)
+    assert not list(tmp_path.glob("lgjax-page-*")) and not list(tmp_path.rglob("photo.png"))
 
 
 @pytest.mark.parametrize(

@@ -1,23 +1,22 @@
 """What comes from outside may be anything: the described API, pictures and JSON, all bent and broken."""
 
+import importlib.util
 import json
+import re
+import subprocess
+import sys
 
-import pydantic
+import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from lgjax.serve.api import create_app
-from lgjax.serve.limits import Limits
-from lgjax.serve.picture import check_picture, decode_picture
-from lgjax.serve.schema import ChatRequest
 from tests.infer.model import model
+from tests.serve.hostile import FILES, LIMITS, picture_or_fault, question_or_fault
 from tests.serve.server import ask, data_url, png
-from tests.serve.test_api import CLICK, saved
-
-LIMITS = Limits(max_tokens=4, pixels=50_000, gather_seconds=0.0)
-FILES = [png(0), saved("JPEG"), saved("WEBP"), saved("GIF"), saved("BMP")]
+from tests.serve.test_api import CLICK
 
 
 @st.composite
@@ -33,13 +32,7 @@ def files(draw) -> bytes:
 @settings(max_examples=400)
 @given(files() | st.binary(max_size=200))
 def test_any_bytes_are_a_picture_or_a_fault_of_one_line(data):
-    try:
-        size = check_picture(data, LIMITS)
-        picture = decode_picture(data, LIMITS)
-    except ValueError as error:
-        assert str(error) and "\n" not in str(error)
-    else:
-        assert picture.mode == "RGB" and picture.size == size and size[0] * size[1] <= LIMITS.pixels
+    picture_or_fault(data)
 
 
 TEXT = st.sampled_from(["What?", "% ?", "is % ?", "", "<image>", "a\x00b", "\ud800", "</s>", "x" * 30_000])
@@ -84,14 +77,17 @@ BODY = st.fixed_dictionaries(
 @settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(BODY)
 def test_any_json_is_a_question_or_a_fault(body):
-    try:
-        question = ChatRequest.model_validate_json(json.dumps(body)).question(LIMITS)
-    except pydantic.ValidationError:
-        return
-    except ValueError as error:
-        assert str(error) and "\n" not in str(error)
-    else:
-        assert 1 <= question.options.max_tokens <= LIMITS.max_tokens
+    question_or_fault(json.dumps(body))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="needs atheris")
+@pytest.mark.parametrize("what", ["picture", "json"])
+def test_fuzzing_finds_nothing_else(what, tmp_path):
+    line = [sys.executable, "-m", "tests.serve.fuzz", what, str(tmp_path), "-max_total_time=30"]
+    fuzzed = subprocess.run(line, capture_output=True, text=True, errors="replace", timeout=600)
+    assert fuzzed.returncode == 0 and not list(tmp_path.glob("fault_*")), fuzzed.stderr[-3000:]
+    assert int(re.findall(r"Done (\d+) runs", fuzzed.stderr)[0]) > 1000
 
 
 api = schemathesis.openapi.from_asgi("/openapi.json", create_app(model(), "debug", limits=LIMITS))

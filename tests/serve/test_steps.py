@@ -1,7 +1,9 @@
 """What happens on the page, without a browser: taps, answers as they come, pictures and files."""
 
+import dataclasses
 import itertools
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,20 +14,20 @@ from lgjax import draw
 from lgjax.infer.answer import Phrase
 from lgjax.infer.regions import Box, Click, Scribble
 from lgjax.infer.request import Options
-from lgjax.serve.limits import Limits
+from lgjax.serve.limits import Limits, TooLarge
 from lgjax.serve.metrics import Metrics
-from lgjax.serve.page import KINDS, Page, Session, forget, knows, messages_of, pieces_of
+from lgjax.serve.page import Answering, Page, Pointed, Session, forget, knows, messages_of, pieces_of
 from lgjax.serve.queue import Desk, Stopping, Turn
 from tests.infer.model import GROUNDED, chat, model, picture
 from tests.serve.server import png
 
 
 @pytest.fixture(scope="module")
-def page():
-    limits = Limits(turns=2)
+def page(tmp_path_factory):
+    limits = Limits(turns=2, regions=2)
     desk = Desk(model(), limits, Metrics())
     desk.start()
-    yield Page(desk, limits)
+    yield Page(desk, limits, tmp_path_factory.mktemp("page"))
     desk.close()
 
 
@@ -37,17 +39,32 @@ def session(page, tmp_path):
     forget(session)
 
 
-def test_taps_become_regions(page, session):
-    click, box, scribble = KINDS
-    for kind, x, y in [(click, 1, 2), (box, 60, 70), (box, 3, 4), (scribble, 5, 5), (scribble, 6, 7)]:
-        session = page.tap(session, kind, x, y)
-    assert session.regions == (Click(1, 2), Box(60, 70, 3, 4), Scribble(((5, 5), (6, 7))))
-    half = page.tap(page.tap(session, click, 8, 8), box, 9, 9)
+def pointed(page, start: Pointed, *strokes: tuple) -> Pointed:
+    for kind, *points in strokes:
+        start = page.point(start, kind, points)
+    return start
+
+
+def test_strokes_become_regions(page, session):
+    taps = pointed(
+        page, Pointed(), ("click", (1, 2)), ("box", (60, 70)), ("box", (3, 4)), ("scribble", (5, 5))
+    )
+    taps = page.point(taps, "scribble", [(6, 7)])
+    assert taps.regions == (Click(1, 2), Box(60, 70, 3, 4), Scribble(((5, 5), (6, 7))))
+    half = pointed(page, taps, ("click", (8, 8)), ("box", (9, 9)))
     assert half.regions[-2:] == (Click(8, 8), Scribble(((9, 9),), "box")) and half.unfinished
-    assert page.tap(half, scribble, 7, 7).regions[-2:] == (half.regions[-1], Scribble(((7, 7),)))
-    drawn = np.asarray(page.preview(session))
+    assert page.point(half, "scribble", [(7, 7)]).regions[-2:] == (half.regions[-1], Scribble(((7, 7),)))
+    # a corner that was tapped is no part of a box that is dragged afterwards
+    assert page.point(half, "box", [(1, 1), (2, 9), (30, 40)]).regions == (
+        *half.regions[:-1],
+        Box(1, 1, 30, 40),
+    )
+    dragged = pointed(page, Pointed(), ("scribble", (1, 1), (2, 2)), ("scribble", (9, 9), (8, 8)))
+    assert dragged.regions == (Scribble(((1, 1), (2, 2), (9, 9), (8, 8))),) and dragged.unfinished
+    assert page.point(Pointed(), "click", [(1, 1), (50, 50)]).regions == (Click(1, 1),)
+    drawn = np.asarray(page.preview(session, taps))
     assert (drawn != picture(0)).any() and drawn.shape == (90, 120, 3)
-    assert page.preview(Session()) is None
+    assert page.preview(Session(), taps) is None
 
 
 def test_an_answer_is_shown_as_it_comes_and_kept(page, session):
@@ -58,7 +75,7 @@ def test_an_answer_is_shown_as_it_comes_and_kept(page, session):
     assert len(set(texts)) > 3 and {len(asked.answer["phrases"]) for _, asked in steps} == {0, 1, 2}
     later, asked = steps[-1]
     want = chat().ask(picture(0), "Is % red?", Click(30, 45), answer=GROUNDED, threshold=None)
-    assert asked.answer == want.to_json() and later.turns[-1] is asked and later.regions == ()
+    assert asked.answer == want.to_json() and later.turns == (asked,)
 
     both, second = page.found(later, asked, None), page.found(later, asked, 1)
     alone = [Phrase("A man", (0, 5), *nothing()), want.phrases[1]]
@@ -80,6 +97,47 @@ def test_an_answer_is_shown_as_it_comes_and_kept(page, session):
     assert not Path(as_json).parent.exists()
 
 
+def test_a_second_question_of_a_conversation_waits_for_the_first(page, session):
+    """Ask, then at once Again or Ask once more: that is refused, and the first answer stays what it is."""
+    options = Options(answer=GROUNDED, threshold=None)
+    first = page.ask(session, Turn("What?"), options)
+    assert page.last(session) is None
+    next(first)
+    assert page.last(session).answer == {"text": "", "phrases": []}
+    for _ in range(2):  # a refusal lets nobody in
+        with pytest.raises(Answering, match="an answer is on its way"):
+            next(page.ask(session, Turn("Again?"), options))
+    for later, asked in first:  # noqa: B007
+        assert page.last(session) is asked
+        with pytest.raises(Answering):
+            next(page.ask(session, Turn("Again?"), options))
+    assert [part.turn.text for part in later.turns] == ["What?"] and asked.answer["text"].startswith("A man")
+    (*_, (after, _)) = page.ask(later, Turn("Again?"), Options(answer="A cat."))
+    assert [part.answer["text"] for part in after.turns] == [asked.answer["text"], "A cat."]
+    assert page.last(after) is after.turns[-1]
+
+    # of many presses at the same moment one is let in
+    start, entered, refused = threading.Barrier(8), [], []
+
+    def press() -> None:
+        answers = page.ask(session, Turn("What?"), Options(answer="A cat."))
+        start.wait(30)
+        try:
+            next(answers)
+            entered.append(answers)
+        except Answering:
+            refused.append(answers)
+
+    threads = [threading.Thread(target=press) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert (len(entered), len(refused)) == (1, 7)
+    entered[0].close()
+    assert page.last(session) is None
+
+
 def nothing() -> tuple:
     return np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros((0, 90, 120), bool)
 
@@ -93,12 +151,14 @@ def test_faults_are_raised_before_anything_changes(page, session, tmp_path):
         list(page.ask(session, Turn("<image>?"), Options(max_tokens=2)))
     for _ in range(2):
         (*_, (session, _)) = page.ask(session, Turn("What?"), Options(max_tokens=2))
-    with pytest.raises(ValueError, match="2 questions are the most"):
+    with pytest.raises(TooLarge, match="has 3 questions, more than 2"):
         list(page.ask(session, Turn("What?"), Options(max_tokens=2)))
+    with pytest.raises(TooLarge, match="question 1 has 3 regions, more than 2"):
+        list(page.ask(dataclasses.replace(session, turns=()), Turn("% % %", (Click(1, 1),) * 3), Options()))
     stopped = Desk(model(), Limits(), Metrics())
     stopped.close()
     with pytest.raises(Stopping):
-        list(Page(stopped, Limits()).ask(session, Turn("What?"), Options(max_tokens=2)))
+        list(Page(stopped, Limits(), tmp_path).ask(session, Turn("What?"), Options(max_tokens=2)))
 
 
 def test_a_reader_who_leaves_frees_the_row(page, session):
