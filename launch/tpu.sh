@@ -114,7 +114,7 @@ copy() {
   # the images bring Python 3.10; uv gets a newer one without touching it
   on_all "set -e; rm -rf lgjax; mkdir lgjax; tar -xzf lgjax.tar.gz -C lgjax; python3 -m pip install -q --user uv; \
 python3 -m uv venv -q --allow-existing --python 3.11 lgjax-env; \
-python3 -m uv pip install -q --python lgjax-env/bin/python './lgjax[train,tpu]'; $setup"
+python3 -m uv pip install -q --python lgjax-env/bin/python './lgjax[train,tpu,gcs]'; $setup"
 }
 
 run() {

@@ -23,7 +23,7 @@ from lgjax.data.pipeline import Counted, Mixture, Stream, batches
 from lgjax.data.read import Dataset
 from lgjax.data.scene_text import SORTS
 from lgjax.data.scenes import SceneConfig
-from lgjax.data.schema import Records
+from lgjax.data.schema import Records, read_json
 from lgjax.data.sources.scenes import Scenes
 from lgjax.text.tokenizer import Tokenizer
 
@@ -45,6 +45,52 @@ class Rate(NamedTuple):
     rows: float
     batches: float
     num_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """What `lgjax plan --json` says of a step: its rows, and the least and most seconds by its bounds."""
+
+    rows: float
+    best: float
+    worst: float
+
+    @classmethod
+    def read(cls, path: Path) -> Planned:
+        """Read a plan.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no plan of a step of training, or of one that does not fit.
+        """
+        plan = read_json(path)
+        try:
+            rows, seconds = plan["handled"]["images"], plan["seconds"]
+            if seconds is None:
+                raise ValueError(f"{path} plans a step that does not fit; there is no time to compare with")
+            return cls(float(rows), float(seconds["best"]), float(seconds["worst"]))
+        except (KeyError, TypeError) as error:
+            wanted = "lgjax plan --config FILE --target SLICE --json"
+            raise ValueError(f"{path} is no plan of a step; make one with `{wanted} > plan.json`") from error
+
+    def against(self, rows: float, hosts: int) -> str:
+        """Whether hosts that each make so many rows a second keep the devices busy, in a line.
+
+        A real step takes longer than the least of its bounds, so that this asks for more than is needed.
+        """
+        wanted = self.rows / hosts / self.best
+        least = -(-self.rows / self.best // rows)
+        verdict = (
+            f"enough, {rows / wanted:.1f} times what is asked"
+            if rows >= wanted
+            else f"too slow: steps take {self.rows / hosts / rows:.2f} s; {least:.0f} such hosts, or more "
+            "--workers, keep up"
+        )
+        return (
+            f"a step of {self.rows:.0f} rows takes {self.best:.2f} to {self.worst:.2f} s by its plan: each "
+            f"of {hosts} hosts must make up to {wanted:.1f} rows a second, this one makes {rows:.1f}: "
+            f"{verdict}"
+        )
 
 
 def mixture_of(grounded: Sequence[str], text: Sequence[str], grounded_rows: int, text_rows: int) -> Mixture:
@@ -89,8 +135,15 @@ def maker_of(config: BatchConfig, tokenizer: Path | None) -> SampleMaker:
         return SampleMaker(config, Tokenizer.from_model_file(file), grounded=True)
 
 
-def report(mixture: Mixture, maker: SampleMaker, workers: int, seconds: float) -> str:
-    """Measure both ways and say it in a few lines."""
+def report(
+    mixture: Mixture,
+    maker: SampleMaker,
+    workers: int,
+    seconds: float,
+    planned: Planned | None = None,
+    hosts: int = 1,
+) -> str:
+    """Measure both ways and say it in a few lines, the last of them against the step of a plan."""
     lines = []
     for name, streams in (("grounded", mixture.grounded), ("text", mixture.text)):
         for number, stream in enumerate(streams):
@@ -108,6 +161,8 @@ def report(mixture: Mixture, maker: SampleMaker, workers: int, seconds: float) -
         f"{found.batches:.2f} a second, {found.rows:.1f} rows a second "
         f"({workers or 'no'} worker processes, {os.cpu_count()} cores)"
     )
+    if planned is not None:
+        lines.append(planned.against(found.rows, hosts))
     return "\n".join(lines)
 
 

@@ -1,20 +1,26 @@
 """Read built datasets: records by position, with their pictures as the bytes of files.
 
+A dataset lies in a folder or in a bucket of Google Cloud Storage ("gs://BUCKET/DIR"). Of a bucket nothing is
+copied: a record is read when it is asked for, so each host of a run reads the records of its own rows alone.
+
 Source: spec/training_and_data.md 15.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, overload
+
+from etils import epath
 
 from lgjax.data.schema import Record
 from lgjax.data.shards import features, record_of, sha256_of, tfds
 
 MANIFEST = "manifest.json"
+_OTHER_BUCKETS = ("s3://", "az://", "hf://")  # epath reads them, array_record does not
 Manifest = dict[str, Any]
 
 
@@ -26,10 +32,11 @@ class Dataset(Sequence[Any]):  # of Record; said here, run-time type checks woul
 
     Raises:
         ValueError: the folder is no built dataset, has no such split, or a shard is missing or truncated.
+        ImportError: it lies in a bucket, and what reads buckets is not installed.
     """
 
-    def __init__(self, folder: str | Path, split: str = "train") -> None:
-        self.folder, self.split = Path(folder), split
+    def __init__(self, folder: epath.PathLike, split: str = "train") -> None:
+        self.folder, self.split = epath.Path(folder), split
         self._source = self._open()
 
     def _open(self) -> Any:
@@ -40,7 +47,7 @@ class Dataset(Sequence[Any]):  # of Record; said here, run-time type checks woul
         except (KeyError, ValueError) as error:
             names = ", ".join(splits)
             raise ValueError(f"{self.folder} has no split '{self.split}'; it has {names}") from error
-        files = [Path(instruction.filename) for instruction in found.file_instructions]
+        files = [epath.Path(instruction.filename) for instruction in found.file_instructions]
         if not files:
             raise ValueError(f"split '{self.split}' of {self.folder} has no records")
         _check_sizes(self.folder, files)
@@ -83,13 +90,14 @@ class Dataset(Sequence[Any]):  # of Record; said here, run-time type checks woul
         self.__init__(**state)
 
 
-def _builder(folder: Path) -> Any:
+def _builder(folder: epath.Path) -> Any:
+    _check_bucket(str(folder))
     if not (folder / "dataset_info.json").is_file():
         unfinished = folder.with_name(f"{folder.name}.incomplete")
         why = (
             f"its build has not ended, {unfinished} is there"
             if unfinished.is_dir()
-            else "no dataset_info.json"
+            else "no dataset_info.json that this machine can read"
         )
         raise ValueError(f"{folder} is no built dataset ({why}); make one with `lgjax data build`")
     try:
@@ -102,23 +110,32 @@ def _builder(folder: Path) -> Any:
     return builder
 
 
-def _check_sizes(folder: Path, files: Sequence[Path]) -> None:
-    if missing := [file.name for file in files if not file.is_file()]:
+def _check_bucket(folder: str) -> None:
+    if folder.startswith(_OTHER_BUCKETS):
+        raise ValueError(f"{folder} is no folder and no gs:// bucket; mount this bucket as a folder")
+    if folder.startswith("gs://") and importlib.util.find_spec("gcsfs") is None:
+        raise ImportError(f'{folder} lies in a bucket: pip install "lgjax[gcs]"')
+
+
+def _check_sizes(folder: epath.Path, files: Sequence[epath.Path]) -> None:
+    there = {path.name for path in folder.iterdir()}  # one request to a bucket, which also learns the sizes
+    if missing := [file.name for file in files if file.name not in there]:
         raise ValueError(f"{folder} lacks {len(missing)} shards, first {missing[0]}")
     if not (folder / MANIFEST).is_file():  # built by TFDS itself
         return
     shards = read_manifest(folder)["shards"]
     for file in files:
-        if (size := file.stat().st_size) != shards[file.name]["bytes"]:
+        if (size := file.stat().length) != shards[file.name]["bytes"]:
             raise ValueError(f"{file} has {size} bytes, but {shards[file.name]['bytes']} were written")
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: epath.PathLike) -> Manifest:
     """Read the manifest of a built dataset.
 
     Raises:
         ValueError: there is none, or it is damaged.
     """
+    folder = epath.Path(folder)
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
     except (OSError, ValueError) as error:
@@ -134,12 +151,13 @@ def checksum_of(shards: Mapping[str, Mapping[str, Any]]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def verify(folder: Path) -> Manifest:
+def verify(folder: epath.PathLike) -> Manifest:
     """Hold every shard of a built dataset to the checksums of its manifest, and return that.
 
     Raises:
         ValueError: it is no built dataset, or a file is missing or was changed.
     """
+    folder = epath.Path(folder)
     _builder(folder)
     manifest = read_manifest(folder)
     wrong = [

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import PIL.Image
+from etils import epath
 
 from lgjax.data.images import CANVAS_GREY, ImageSource, check_shape, load_image
 from lgjax.data.masks import clean
@@ -184,9 +185,10 @@ def _serializer() -> ExampleSerializer:
     return ExampleSerializer(info)
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(path: Path | epath.Path) -> str:
     """The checksum of a file."""
-    with path.open("rb") as file:
+    with path.open("rb") as opened:
+        file: Any = opened
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -29,7 +29,8 @@ class Options:
         target: TPU slice: v5e:4x4, v6e:2x4, v5p:2x2x4, v4:2x2x4, tpu7x:2x2x1, ...
         slices: How many of these slices work together.
         gpu: GPUs instead of a TPU: h100x8, h100x16, ...
-        job: A step of training; or of answering: read a prompt, write a token, ground phrases.
+        job: A step of training; the losses of held-out rows (eval); or a program of answering: read a prompt,
+            write a token, ground phrases.
         batch: Questions at once, of a job of answering.
         length: Positions of the cache, of a job of answering.
         search: Try several meshes and batch sizes of a step of training, and print the best.
@@ -43,7 +44,7 @@ class Options:
     target: str = "v5e:4x4"
     slices: int = 1
     gpu: str | None = None
-    job: Literal["train", "prefill", "decode", "ground"] = "train"
+    job: Literal["train", "eval", "prefill", "decode", "ground"] = "train"
     batch: int = 8
     length: int = 2048
     search: bool = False
@@ -101,7 +102,7 @@ def _plan(config: Any, target: Any, options: Options) -> tuple[Any, str]:
     """The plan, and how the configuration was changed to suit the target."""
     from lgjax.jobs.search import described
     from lgjax.jobs.serve import serve_job
-    from lgjax.jobs.train import shared_out, train_job
+    from lgjax.jobs.train import eval_job, shared_out, train_job
     from lgjax.parallel.mesh import make_mesh
     from lgjax.parallel.plan import make_plan
 
@@ -109,11 +110,12 @@ def _plan(config: Any, target: Any, options: Options) -> tuple[Any, str]:
     if target.slices > 1 and (mesh.data, mesh.fsdp) == (1, 0):  # weights stay within a slice
         mesh = dataclasses.replace(mesh, data=target.slices)
     laid = make_mesh(*mesh.sizes(len(target.devices)), devices=target.devices)
-    if options.job != "train":
+    if options.job not in ("train", "eval"):
         job = serve_job(options.job, config.model, laid, batch=options.batch, length=options.length)
         return make_plan(job, target, laid), ""
     suited = shared_out(dataclasses.replace(config, mesh=mesh), laid.shape["data"] * laid.shape["fsdp"])
-    return make_plan(train_job(suited, laid), target, laid), "" if suited == config else described(suited)
+    job = (train_job if options.job == "train" else eval_job)(suited, laid)
+    return make_plan(job, target, laid), "" if suited == config else described(suited)
 
 
 def _search(config: Any, target: Any, options: Options) -> None:

@@ -1,4 +1,4 @@
-"""A step of training as a job to plan for."""
+"""A step of training, and a measurement of what is learnt, as jobs to plan for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from lgjax.parallel.plan import TEMPORARIES, Job
 from lgjax.text.tokenizer import Tokenizer
 from lgjax.train.config import TrainConfig
 from lgjax.train.start import abstract_rows, abstract_state, placed, shipped_tokenizer
-from lgjax.train.step import check_mesh, lower_step, step_operations
+from lgjax.train.step import (
+    check_mesh,
+    forward_operations,
+    held_out,
+    lower_measure,
+    lower_step,
+    step_operations,
+)
 
 _LEARNT = "more devices for --mesh.fsdp, or --optim.lora 16 in place of the language model's matrices"
 _REMEDIES = {
@@ -44,6 +51,28 @@ def train_job(config: TrainConfig, mesh: Mesh, tokenizer: Tokenizer | None = Non
         },
         flops=step_operations(config, state.trained),
         handled={"tokens": float(count * config.data.length), "images": float(count)},
+        remedies=_REMEDIES,
+    )
+
+
+def eval_job(config: TrainConfig, mesh: Mesh, tokenizer: Tokenizer | None = None) -> Job:
+    """The losses of one held-out batch, without gradients, as a run takes them every `measure_every` steps.
+
+    tokenizer: see `train_job`. The state of the optimiser, which waits meanwhile, is not counted.
+
+    Raises:
+        ValueError: the groups of the batch cannot be shared out over the mesh.
+    """
+    check_mesh(config, mesh)
+    state, held = placed(abstract_state(config), config, mesh), held_out(config)
+    rows = abstract_rows(held, tokenizer or shipped_tokenizer())
+    count = held.data.groups * (held.data.grounded_rows + held.data.text_rows)
+    return Job(
+        name=f"{config.name}, the losses of {count} rows of {held.data.length} tokens",
+        lower=lambda: lower_measure(config, mesh, state, rows),
+        arguments={"parameters that learn": state.trained, "frozen parameters": state.frozen},
+        flops=sum(forward_operations(held).values()),
+        handled={"tokens": float(count * held.data.length), "images": float(count)},
         remedies=_REMEDIES,
     )
 

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from lgjax.config import LlamaConfig
+from lgjax.models.attention import Kernel, attend
 from lgjax.models.layers import Linear, default_linear, named
 from lgjax.models.matmul import matmul_transposed, widen
 
@@ -131,10 +132,11 @@ def attend_one(
 
 
 class LlamaAttention(nn.Module):
-    """Grouped-query attention with rotary positions; softmax in float32."""
+    """Grouped-query attention with rotary positions; `kernel` is for queries without a cache."""
 
     config: LlamaConfig
     dtype: DTypeLike = jnp.float32
+    kernel: Kernel = "plain"
 
     @nn.compact
     def __call__(
@@ -166,14 +168,10 @@ class LlamaAttention(nn.Module):
             values = cache.values.at[row, :, positions].set(v.astype(cache.values.dtype), mode="drop")
             cache = LayerCache(keys, values)
             keys, values = keys.astype(self.dtype), values.astype(self.dtype)
-        q = q.reshape(b, t, kv, heads // kv, d)
         if cache is not None and t == 1:
-            mixed = attend_one(q[:, 0], keys, values, positions)
+            mixed = attend_one(q.reshape(b, kv, heads // kv, d), keys, values, positions)
         else:
-            scores = jnp.einsum("btkgd,bksd->bkgts", q, keys).astype(jnp.float32) * d**-0.5
-            scores = jnp.where(visible[:, None, None], scores, jnp.finfo(jnp.float32).min)
-            weights = jax.nn.softmax(scores).astype(self.dtype)
-            mixed = jnp.einsum("bkgts,bksd->btkgd", weights, values)
+            mixed = attend(q, keys, values, visible, self.kernel if cache is None else "plain")
         mixed = mixed.reshape(b, t, heads * d)
         return linear("o_proj", config.hidden_size, ("heads", "embed"))(mixed), cache
 
@@ -199,6 +197,7 @@ class LlamaLayer(nn.Module):
 
     config: LlamaConfig
     dtype: DTypeLike = jnp.float32
+    kernel: Kernel = "plain"
 
     @nn.compact
     def __call__(
@@ -213,7 +212,7 @@ class LlamaLayer(nn.Module):
         self.sow("intermediates", "hidden_states", x)
         norm1 = RMSNorm(self.config.norm_eps, self.dtype, name="input_layernorm")
         norm2 = RMSNorm(self.config.norm_eps, self.dtype, name="post_attention_layernorm")
-        attention = LlamaAttention(self.config, self.dtype, name="self_attn")
+        attention = LlamaAttention(self.config, self.dtype, self.kernel, name="self_attn")
         mixed, cache = attention(norm1(x), positions, cos, sin, visible, cache)
         x = x + mixed
         x = x + LlamaMlp(self.config, self.dtype, name="mlp")(norm2(x))
@@ -225,13 +224,14 @@ class Llama(nn.Module):
 
     `scan_layers` compiles one layer for all of them, with parameters stacked under `layers` (`stack_layers`);
     sown "hidden_states" (the input of each layer) are then stacked too. `remat` computes layers again in the
-    backward pass. Source: spec/language_model.md 4.
+    backward pass. `kernel`: how tokens attend without a cache. Source: spec/language_model.md 4.
     """
 
     config: LlamaConfig
     dtype: DTypeLike = jnp.float32
     scan_layers: bool = False
     remat: bool = False
+    kernel: Kernel = "plain"
 
     def setup(self) -> None:
         config = self.config
@@ -252,9 +252,9 @@ class Llama(nn.Module):
                 in_axes=in_axes,
                 length=config.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
-            )(config, self.dtype)
+            )(config, self.dtype, self.kernel)
         else:
-            self.layers = [layer(config, self.dtype) for _ in range(config.num_layers)]
+            self.layers = [layer(config, self.dtype, self.kernel) for _ in range(config.num_layers)]
         self.norm = RMSNorm(config.norm_eps, self.dtype)
         if not config.tie_embeddings:
             self.lm_head = Linear(

@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from lgjax.config import ModelConfig
+from lgjax.models.attention import Kernel
 from lgjax.models.clip import ClipTower
 from lgjax.models.grounding import Grounding, Prediction
 from lgjax.models.layers import Linear
@@ -76,12 +77,13 @@ class LlavaGrounding(nn.Module):
     dtype: DTypeLike = jnp.float32
     scan_layers: bool = False
     remat: bool = False
+    kernel: Kernel = "plain"
 
     def setup(self) -> None:
         config, width = self.config, self.config.llama.hidden_size
         self.clip = ClipTower(config.clip, self.dtype)
         self.projector = Linear(width, ("vision", "embed"), dtype=self.dtype)
-        self.llama = Llama(config.llama, self.dtype, self.scan_layers, self.remat)
+        self.llama = Llama(config.llama, self.dtype, self.scan_layers, self.remat, self.kernel)
         if config.grounding is not None:
             self.grounding = Grounding(config.grounding, width, remat=self.remat)
         if config.prompt is not None:

@@ -33,14 +33,14 @@ from lgjax.train.config import TrainConfig, to_json
 from lgjax.train.finish import MODEL, write_model
 from lgjax.train.flops import peak_flops_of_all
 from lgjax.train.groups import apart, join
-from lgjax.train.objective import Rows, Shape, families, normalisers
+from lgjax.train.objective import Rows
 from lgjax.train.report import Report
 from lgjax.train.start import abstract_state, load_tokenizer, placed, start_frozen, start_state
 from lgjax.train.step import (
     TrainState,
     check_mesh,
     compile_step,
-    make_objective,
+    make_measure,
     on_mesh,
     own_part,
     row_sharding,
@@ -50,7 +50,7 @@ from lgjax.train.step import (
 STOPPED = 143  # exit status of a run that was asked to stop, as of a process ended by SIGTERM
 # what may differ between a run and its continuation without changing what is learnt
 _FREE = (
-    *("name", "mesh", "remat", "model_dtype", "bad_steps", "keep"),
+    *("name", "mesh", "remat", "attention", "model_dtype", "bad_steps", "keep"),
     *("log_every", "save_every", "measure_every", "measure_batches", "draw_every", "draw_count"),
     *("data.workers", "data.held_out"),
 )
@@ -262,14 +262,7 @@ def _measure(config: TrainConfig, tokenizer: Tokenizer, mesh: Mesh) -> list[Asid
     if not config.measure_every:
         return []
     mixture = config.data.held_out_mixture()
-    shape = Shape(mixture.grounded_rows, mixture.text_rows)
-    objective = dataclasses.replace(make_objective(config, mesh), shape=shape)
-
-    @jax.jit
-    def losses(trained: Any, frozen: Any, rows: Rows, key: jax.Array) -> dict[str, jax.Array]:
-        counts = normalisers(rows, config.loss, objective.shape)
-        found = objective(join(trained, frozen, objective.dtype), rows, counts, key, train=False)
-        return {"loss": sum(found.values()), **families(found)}  # pyright: ignore[reportReturnType]
+    losses = jax.jit(make_measure(config, mesh))
 
     def run(state: TrainState, key: jax.Array, number: int) -> dict[str, float]:
         found = []

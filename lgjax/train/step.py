@@ -6,6 +6,7 @@ Source: spec/training_and_data.md 14.1, 14.3, 14.4.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple, cast
@@ -18,6 +19,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Key
 
 from lgjax.convert.store import flattened
+from lgjax.models.attention import Kernel, kernel_of
 from lgjax.models.llava_grounding import logical_axes
 from lgjax.models.matmul import Int8
 from lgjax.parallel.mesh import BATCH_AXES
@@ -44,7 +46,7 @@ TrainStep = Callable[[TrainState, Rows, Key[jax.Array, ""]], tuple[TrainState, M
 
 
 def make_objective(config: TrainConfig, mesh: Mesh) -> Objective:
-    """The losses of a run's batches."""
+    """The losses of a run's batches, with the attention that suits the devices of `mesh`."""
     return Objective(
         config.model,
         config.loss,
@@ -53,7 +55,17 @@ def make_objective(config: TrainConfig, mesh: Mesh) -> Objective:
         jnp.dtype(config.compute),
         config.scan_layers,
         config.remat,
+        _kernel(config, mesh),
     )
+
+
+def _kernel(config: TrainConfig, mesh: Mesh) -> Kernel:
+    platform = mesh.devices.flat[0].platform
+    if config.attention == "auto":
+        return kernel_of(platform, config.compute)
+    if config.attention not in ("plain", kernel_of(platform, config.compute)):
+        raise ValueError(f"attention {config.attention} is not for '{platform}' devices; leave it at auto")
+    return config.attention
 
 
 def init_state(config: TrainConfig, trained: Flat, frozen: Flat) -> TrainState:
@@ -122,6 +134,28 @@ def make_step(config: TrainConfig, mesh: Mesh) -> TrainStep:
     return train_step
 
 
+def held_out(config: TrainConfig) -> TrainConfig:
+    """A run with the batches that it is measured on: grounded rows alone, or text where it has no others."""
+    data = config.data
+    if data.grounded_rows:
+        data = dataclasses.replace(data, text=(), text_rows=0)
+    return dataclasses.replace(config, data=data)
+
+
+def make_measure(
+    config: TrainConfig, mesh: Mesh
+) -> Callable[[Flat, Flat, Rows, Key[jax.Array, ""]], Metrics]:
+    """Return the losses of held-out rows, "loss" and by kind, as a function of trained and frozen parts."""
+    objective = make_objective(held_out(config), mesh)
+
+    def measure(trained: Flat, frozen: Flat, rows: Rows, key: jax.Array) -> Metrics:
+        counts = normalisers(rows, config.loss, objective.shape)
+        found = objective(join(trained, frozen, objective.dtype), rows, counts, key, train=False)
+        return {"loss": sum(found.values(), jnp.zeros(())), **families(found)}
+
+    return measure
+
+
 def compile_step(config: TrainConfig, mesh: Mesh, state: TrainState) -> TrainStep:
     """The step as a program that uses up the state it is given, to be called under `on_mesh`.
 
@@ -133,15 +167,26 @@ def compile_step(config: TrainConfig, mesh: Mesh, state: TrainState) -> TrainSte
 
 def lower_step(config: TrainConfig, mesh: Mesh, state: TrainState, rows: Rows) -> Any:
     """Trace the step for shapes of a state with its shardings, and of rows; nothing is allocated."""
+    step: Any = compile_step(config, mesh, state)
+    inputs = _abstract_inputs(mesh, rows)
+    with on_mesh(mesh):
+        return step.lower(state, *inputs)
+
+
+def lower_measure(config: TrainConfig, mesh: Mesh, state: TrainState, rows: Rows) -> Any:
+    """Trace what measures held-out rows, as `lower_step` does the step."""
+    measure, inputs = jax.jit(make_measure(config, mesh)), _abstract_inputs(mesh, rows)
+    with on_mesh(mesh):
+        return measure.lower(state.trained, state.frozen, *inputs)
+
+
+def _abstract_inputs(mesh: Mesh, rows: Rows) -> tuple[Rows, jax.ShapeDtypeStruct]:
     sharding = row_sharding(mesh)
 
     def on_rows(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    step: Any = compile_step(config, mesh, state)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    with on_mesh(mesh):
-        return step.lower(state, jax.tree.map(on_rows, rows), key)
+    return jax.tree.map(on_rows, rows), jax.eval_shape(lambda: jax.random.key(0))
 
 
 def _norms(grads: Flat) -> Metrics:
@@ -166,7 +211,9 @@ def _micro_batches(tree: tuple[Rows, Normalisers], devices: int, count: int) -> 
 
 
 def check_mesh(config: TrainConfig, mesh: Mesh | AbstractMesh) -> None:
-    """Raise ValueError where a step's groups cannot be shared out over the devices of a mesh."""
+    """Raise ValueError where a mesh cannot share a step's groups, or lacks the kernel that is asked for."""
+    if isinstance(mesh, Mesh):
+        _kernel(config, mesh)
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.data.groups % (devices * config.accumulate):
         raise ValueError(
@@ -252,8 +299,18 @@ def state_shardings(state: TrainState, config: TrainConfig, mesh: Mesh | Abstrac
 
 def step_operations(config: TrainConfig, trained: Collection[str]) -> float:
     """Model operations of a step whose trained parameters have these paths, see `flops.step_flops`."""
+    forward = forward_operations(config)
+    whole = {group_of(path).removesuffix("_slow") for path in trained if not path.startswith(LORA)}
+    if "new_tokens" in whole:  # a few rows of the two tables; the gradient of the input side passes through
+        whole = whole - {"new_tokens"} | {"embed"}
+    adapted = {"llama"} if any(path.startswith(LORA) for path in trained) else set()
+    return step_flops(forward, whole, adapted)
+
+
+def forward_operations(config: TrainConfig) -> dict[str, float]:
+    """Model operations of the forward of a batch by part, see `flops.forward_flops`."""
     data, parts = config.data, config.loss.parts
-    forward = forward_flops(
+    return forward_flops(
         config.model,
         rows=data.groups * (data.grounded_rows + data.text_rows),
         length=data.length,
@@ -263,8 +320,3 @@ def step_operations(config: TrainConfig, trained: Collection[str]) -> float:
         prompts=data.objects if "prompting" in parts else 0,
         queries=config.loss.queries,
     )
-    whole = {group_of(path).removesuffix("_slow") for path in trained if not path.startswith(LORA)}
-    if "new_tokens" in whole:  # a few rows of the two tables; the gradient of the input side passes through
-        whole = whole - {"new_tokens"} | {"embed"}
-    adapted = {"llama"} if any(path.startswith(LORA) for path in trained) else set()
-    return step_flops(forward, whole, adapted)

@@ -1,6 +1,8 @@
 """`lgjax data` from end to end: build, verify, show, bench, and training batches of what was built."""
 
 import io
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from lgjax.cli import main
 from lgjax.data.batch import BatchConfig
+from lgjax.data.bench import Planned
 from lgjax.data.pipeline import Counted, Mixture, Stream, batches
 from lgjax.data.read import Dataset
 from lgjax.data.schema import to_json
@@ -83,8 +86,40 @@ def test_bench_says_where_the_time_goes(built, capsys):
 
 
 @pytest.mark.parametrize(
+    ("seconds", "hosts", "said"),
+    [
+        (10.0, 4, r"4 hosts must make up to 1\.6 rows a second, this one makes 4\.0: enough, 2\.5 times"),
+        # 64 rows in 2 s are 32 a second: eight times what one makes
+        (2.0, 4, r"up to 8\.0 rows a second, .*: too slow: steps take 4\.00 s; 8 such hosts"),
+        (1.9, 8, r"too slow: steps take 2\.00 s; 9 such hosts, or more --workers, keep up"),
+    ],
+)
+def test_the_input_against_the_step_of_a_plan(seconds, hosts, said, tmp_path):
+    file = tmp_path / "plan.json"
+    plan = {"handled": {"images": 64.0}, "seconds": {"best": seconds, "worst": 2 * seconds}}
+    file.write_text(json.dumps(plan))
+    line = Planned.read(file).against(4.0, hosts)
+    assert re.search(said, line) and f"64 rows takes {seconds:.2f} to {2 * seconds:.2f} s" in line
+
+
+def test_a_plan_of_something_else(tmp_path):
+    file = tmp_path / "plan.json"
+    for text, said in (
+        ("[]", "is no plan of a step"),
+        ('{"handled": {"tokens": 8.0}, "seconds": {"best": 1, "worst": 2}}', "is no plan of a step"),
+        ('{"handled": {"images": 8.0}, "seconds": null}', "a step that does not fit"),
+        ("{", "truncated or no JSON"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=said):
+            Planned.read(file)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["bench", "--plan", "none.json"], "no file none.json"),
+        (["bench", "--hosts", "0"], "--hosts 0: there must be at least one"),
         (["show", "nothing", "--out", "a.html"], "'nothing' is no folder and none of lg_flickr"),
         (["show", "lg_scenes", "--split", "test", "--out", "a.html"], "no split 'test'; it has train"),
         (["show", "lg_scenes", "--out", "a.pdf"], "must end in .html or .png"),

@@ -125,6 +125,18 @@ class TestAheadOfTime:
         across = sum(one["across"] for one in found["collectives"].values())
         assert 0 < across < sum(one["sent"] for one in found["collectives"].values())
 
+    def test_the_kernel_of_attention_holds_no_scores(self):
+        """One layer or more of 2 rows and 4 heads, each query with each key, forward and back."""
+        options = ("--config", "tests/train/words.py", "--target", "v5e:2x2", "--data.groups", "4")
+        options += ("--mesh.fsdp", "4", "--data.length", "2048")
+        found, plain = (plan(*options, "--attention", kernel) for kernel in ("auto", "plain"))
+        scores = 2 * 4 * 2048**2 * 4 / 2**30
+        assert found["temporaries_gib"] + scores < plain["temporaries_gib"]
+
+    def test_losses_of_held_out_rows(self):
+        found = plan(*WORDS, "--job", "eval", "--target", "v5e:2x2")
+        assert found["fits"] and "state of the optimiser" not in found["parts_gib"]
+
     def test_what_is_too_large_is_refused_with_advice(self):
         """The same stage with all layers on one chip: 100 GiB of state."""
         found = plan(

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AbstractMesh, AxisType
 
-from lgjax.jobs.search import candidates, described
-from lgjax.jobs.train import shared_out, train_job
+from lgjax.jobs.search import candidates, described, search
+from lgjax.jobs.show import show_search
+from lgjax.jobs.train import eval_job, shared_out, train_job
 from lgjax.parallel.chips import Chip, chip_of
 from lgjax.parallel.mesh import AXES, make_mesh
 from lgjax.parallel.plan import GIB, Job, make_plan
@@ -150,6 +151,40 @@ def test_a_search_tries_every_mesh_with_the_batch_and_larger_ones():
     rows = [one.data.groups * one.data.text_rows for one in found]
     assert rows == sorted(rows) and rows[0] == 16 and rows[-1] == 64
     assert described(found[0]).startswith("--mesh.data 1 --mesh.fsdp 8 --mesh.tensor 1 --data.groups 8")
+
+
+def test_a_search_compiles_what_may_fit_and_the_fastest_comes_first(capsys):
+    said: list[str] = []
+    found = search(words(data={"groups": 8}), eight(), 2, said.append)
+    assert [line.partition(":")[0] for line in said] == ["1 of 2", "2 of 2"]
+    assert {(one.config.mesh.fsdp, one.config.mesh.tensor) for one in found} == {(8, 1), (4, 2)}
+    seconds = [one.plan.seconds for one in found]
+    assert all(one.plan.fits for one in found)
+    rows = [one.plan.handled["images"] for one in found]
+    rates = [count / one.worst for count, one in zip(rows, seconds, strict=True) if one is not None]
+    assert rates[0] > rates[1]
+    show_search(found)
+    shown = "".join(capsys.readouterr().out.split())
+    places = [shown.find(f"--mesh.fsdp{one.config.mesh.fsdp}") for one in found]
+    assert 0 < places[0] < places[1]
+
+
+def test_a_search_says_where_nothing_fits():
+    tiny = dataclasses.replace(CHIP, memory=1e4)
+    with pytest.raises(ValueError, match="on eight the state of this run fits no mesh"):
+        search(words(data={"groups": 8}), eight(tiny), 2)
+
+
+def test_the_losses_of_held_out_rows():
+    """A forward alone: a third of the operations of a step, no state of an optimiser, no gradients sent."""
+    mesh = make_mesh(1, 8)
+    made = words(data={"groups": 8})
+    plan, step = make_plan(eval_job(made, mesh), eight(), mesh), train_job(made, mesh)
+    assert plan.fits and plan.involuntary == 0 and "state of the optimiser" not in plan.parts_gib
+    assert plan.handled == step.handled and 0.3 < plan.flops / step.flops < 0.5
+    kinds = {one.kind: one.sent for one in plan.collectives}
+    # what is reduced are a few numbers, not the gradients
+    assert "all-gather" in kinds and kinds.get("all-reduce", 0) + kinds.get("reduce-scatter", 0) < 1e5
 
 
 @pytest.mark.parametrize("kind", ["TPU v3", "TPU v4", "TPU v5 lite", "TPU v5", "TPU v6 lite", "TPU7x"])
