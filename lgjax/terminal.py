@@ -7,6 +7,7 @@ import functools
 import json
 import shlex
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from lgjax.data.images import ImageSource
 from lgjax.draw import coloured_text
 from lgjax.infer.answer import Answer
 from lgjax.infer.chat import Conversation, GroundedChat
+from lgjax.infer.load import TINY
 from lgjax.infer.regions import Again, Region, load_mask, parse_box, parse_click, parse_scribble
 from lgjax.infer.request import Options
 from lgjax.infer.ungrounded import Ungrounded, treat
 from lgjax.parallel.mesh import make_mesh
 
+LIMITS = "the small model knows drawn things, not photographs, and often errs (--checkpoint names another)"
 HELP = """\
 /image PATH        another picture (starts a new conversation)
 /click X,Y         point at pixel X,Y; write % in the question where it is meant
@@ -82,24 +85,24 @@ def show(console: Console, answer: Answer) -> None:
     console.print(table)
 
 
+def example() -> tuple[Path, str]:
+    """A picture that comes with the package, and a question about it."""
+    return Path(str(resources.files("lgjax") / "assets" / "scene.png")), "Describe the picture."
+
+
 def load(console: Console, checkpoint: str, dtype: str, devices: tuple[int, int]) -> GroundedChat:
     """Load a checkpoint with a progress line.
 
     Raises:
-        ValueError: no checkpoint was named, or it is not one.
+        FileNotFoundError, ValueError: see `load_model`.
     """
-    if not checkpoint:
-        raise ValueError(
-            "no checkpoint: name one with --checkpoint DIR (made by `lgjax convert`), "
-            "or try the plumbing with --checkpoint debug, a tiny untrained model"
-        )
     mesh = None if devices == (1, 1) else make_mesh(fsdp=devices[0], tensor=devices[1])
     with console.status(Text(f"loading {checkpoint} …")):
         return GroundedChat.load(checkpoint, dtype=dtype, mesh=mesh)
 
 
 def chat(
-    image: Path,
+    image: Path | None,
     question: str | None,
     *,
     checkpoint: str,
@@ -116,8 +119,14 @@ def chat(
     out: Path | None,
     options: dict[str, Any],
 ) -> None:
-    """Answer one question about `image`, or start a session when there is none."""
+    """Answer one question about `image`, or start a session when there is none; see `example`."""
     console = Console(stderr=as_json)
+    if image is None:
+        image, question = example()
+        options = {**options, "threshold": None}
+        console.print(Text(f"{image}: {question} (the best box of each phrase)"), style="dim")
+    if checkpoint == TINY and not Path(TINY).exists():
+        console.print(LIMITS, style="dim")
     # what can be refused is refused before a model is loaded
     if Options(**options).threshold is None and ungrounded != "keep":
         raise ValueError("without a threshold every phrase is found; give --threshold a number")

@@ -249,13 +249,12 @@ def test_faults_of_files_are_one_line(checkpoint, photo, tmp_path, capsys):
     (tmp_path / "cut.png").write_bytes(Path(photo).read_bytes()[:-200])
     (tmp_path / "other").mkdir()
     cases = {
-        "no checkpoint": ["chat", photo, "a?"],
         "is not an lgjax checkpoint": ["chat", photo, "a?", "--checkpoint", str(tmp_path / "other")],
         "is not there": ["chat", "nowhere.png", "a?", "--checkpoint", checkpoint],
         "not a picture": ["chat", str(tmp_path / "text.png"), "a?", "--checkpoint", checkpoint],
         "truncated": ["chat", str(tmp_path / "cut.png"), "a?", "--checkpoint", checkpoint],
         "there is no such folder": ["inspect", str(tmp_path / "absent")],
-        "no preset of that name": ["chat", photo, "a?", "--checkpoint", "llava_g_7b"],
+        "no checkpoint folder": ["chat", photo, "a?", "--checkpoint", "llava_g_7b"],
     }
     for part, arguments in cases.items():
         line = fault(capsys, *arguments)

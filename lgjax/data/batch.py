@@ -9,6 +9,7 @@ rows moves nothing between devices. Source: spec/training_and_data.md 6, 7, 8, 1
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +20,7 @@ from jaxtyping import Bool, Float32, Int32, UInt8, UInt32
 
 from lgjax.config import IGNORE_LABEL, ModelConfig, SegState
 from lgjax.data import masks, prompts
-from lgjax.data.images import Placement, clip_crop, square_canvas
+from lgjax.data.images import ImageSize, Placement, clip_crop, square_canvas
 from lgjax.data.marks import picture_of
 from lgjax.data.rounds import Round, Wording, render, rounds_of
 from lgjax.data.schema import KINDS, Object, Record
@@ -30,6 +31,8 @@ from lgjax.text.tokenizer import IMAGE_PLACEHOLDER, Tokenizer
 CUTS = ("rounds", "tokens", "phrases", "objects")
 REGION_TOKEN = -201  # stands for a visual prompt among token ids, where " %" may also be a word
 FAULT_BYTES = 240
+NOTHING = 0  # the word (<unk>) of image tokens that show no object
+_SHOWN, _CLEAR_PATCH = 0.25, 0.05  # share of an image token from which an object is seen, up to which none is
 Layout = Literal["v1", "plain"]
 
 
@@ -41,7 +44,8 @@ class BatchConfig:
     num_patches: CLIP's picture and its image tokens; canvas: side of the grounding view; mask_side: side of
     the masks, a multiple of 8 that need not be the canvas; seg_state: which hidden state stands for a phrase
     (released training: "at"); wording: see `rounds_of`; template: "plain" (stage 0) learns the first answer
-    and a newline right behind the picture, without any words around them.
+    and a newline right behind the picture, without any words around them; words: note what objects and image
+    tokens are called.
     """
 
     length: int = 1536
@@ -54,6 +58,7 @@ class BatchConfig:
     seg_state: SegState = "at"
     wording: Wording = "released"
     template: Layout = "v1"
+    words: bool = False
 
     @classmethod
     def of(cls, model: ModelConfig, **changes) -> BatchConfig:
@@ -67,7 +72,8 @@ class BatchConfig:
             raise ValueError(
                 f"grounding and visual-prompt model need one canvas, found sides {sorted(sides)}"
             )
-        canvas = sides.pop() if sides else cls.canvas
+        # without such a model the canvas has but to hold the masks
+        canvas = sides.pop() if sides else changes.get("mask_side", cls.canvas)
         fixed = {"clip_side": model.clip.image_size, "num_patches": model.clip.num_patches, "canvas": canvas}
         return cls(**{**fixed, "mask_side": min(cls.mask_side, canvas), **changes})
 
@@ -104,8 +110,10 @@ class Grounding(NamedTuple):
     padding; boxes: (cx, cy, w, h) in [0, 1] of the canvas, object_mask False at padding, has_mask False
     where only the box is known; object_phrases: which phrases name an object; masks: bits packed along rows;
     prompts: every object as a click or a box with noise, is_box 1 or 0 (they are what `plan.objects` points
-    at); weight: 1 where there is a phrase to ground, else 0: it is that of the grounding model alone, a
-    visual prompt is learnt wherever object_mask says so.
+    at); object_words: the first token of each object's name, patch_words: of the object that covers an image
+    token, `NOTHING` where there is none, -1 where that is not known; weight: 1 where there is a phrase to
+    ground, else 0: it is that of the grounding model alone, a visual prompt is learnt wherever object_mask
+    says so.
     """
 
     images: UInt8[np.ndarray, "g c c 3"]
@@ -118,6 +126,8 @@ class Grounding(NamedTuple):
     masks: UInt8[np.ndarray, "g t m m8"]
     prompts: Float32[np.ndarray, "g t 4"]
     is_box: Int32[np.ndarray, "g t"]
+    object_words: Int32[np.ndarray, "g t"]
+    patch_words: Int32[np.ndarray, "g n"]
     weight: Float32[np.ndarray, " g"]
 
 
@@ -177,7 +187,7 @@ class SampleMaker:
         cuts = dict.fromkeys(CUTS, 0) | {"rounds": len(rounds) - len(text.rounds), "tokens": text.cut}
         slots, grounding = np.zeros(len(text.regions), np.int32), None
         if self.grounded:
-            grounding, numbers = _ground(record, text, image, config, rng, cuts)
+            grounding, numbers = _ground(record, text, image, config, self.tokenizer, rng, cuts)
             slots = np.asarray([numbers[i] for i in text.regions], np.int32)
         plan = _plan(text, slots, config)
         clip = np.zeros((config.clip_side, config.clip_side, 3), np.uint8)
@@ -305,6 +315,7 @@ def _ground(
     text: Text,
     image: PIL.Image.Image | None,
     config: BatchConfig,
+    tokenizer: Tokenizer,
     rng: np.random.Generator,
     cuts: dict[str, int],
 ) -> tuple[Grounding, dict[int, int]]:
@@ -330,6 +341,8 @@ def _ground(
     out.images[0], placement = square_canvas(image, config.canvas)
     things = [record.objects[number] for number in kept]
     _place(out, things, placement, record.kind == "referring", config, rng)
+    if config.words:
+        _name(out, things, image.size, config, tokenizer)
     return out, slot
 
 
@@ -406,6 +419,23 @@ def _place(
     out.is_box[0, row] = is_box
 
 
+def _name(
+    out: Grounding, things: Sequence[Object], size: ImageSize, config: BatchConfig, tokenizer: Tokenizer
+) -> None:
+    """Write into a row what its objects and the image tokens that show them are called."""
+    words = [tokenizer.encode(thing.name)[1] if thing.name else -1 for thing in things]  # behind <s>
+    out.object_words[0, : len(words)] = words
+    side = math.isqrt(config.num_patches)
+    shares = np.zeros((len(things), side, side))
+    for share, thing in zip(shares, things, strict=True):
+        if thing.mask is not None:
+            share[:] = masks.shares(masks.decode(thing.mask, size), side)
+    largest = shares.max(0, initial=0)
+    shown = np.asarray([*words, -1], np.int32)[shares.argmax(0) if things else -1]
+    blank = np.where(shares.sum(0) < _CLEAR_PATCH, NOTHING, -1)
+    out.patch_words[0] = np.where(largest >= _SHOWN, shown, blank).reshape(-1)
+
+
 def _empty_grounding(config: BatchConfig) -> Grounding:
     p, t, m = config.phrases, config.objects, config.mask_side
     grey = np.full((1, config.canvas, config.canvas, 3), 128, np.uint8)
@@ -420,5 +450,7 @@ def _empty_grounding(config: BatchConfig) -> Grounding:
         masks=np.zeros((1, t, m, m // 8), np.uint8),
         prompts=np.full((1, t, 4), 0.5, np.float32),
         is_box=np.zeros((1, t), np.int32),
+        object_words=np.full((1, t), -1, np.int32),
+        patch_words=np.full((1, config.num_patches), -1, np.int32),
         weight=np.zeros(1, np.float32),
     )

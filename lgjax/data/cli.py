@@ -91,6 +91,39 @@ def _dataset(dataset: str, source: Path | None, /, **options: Any) -> Any:
 
 
 @app.command
+def scene(
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")],
+    /,
+    *,
+    number: int = 0,
+    seed: int = 0,
+    split: Literal["train", "combinations", "styles"] = "train",
+    most: int = 6,
+    size: int = 384,
+) -> None:
+    """Compose a scene of drawn things, write its picture, and say what is in it.
+
+    Args:
+        file: The picture to write, with a suffix that Pillow knows.
+        number: Which scene of the split.
+        seed: Another seed gives other scenes.
+        split: "train": what the small model learns from; "combinations": pairs of classes that it never sees
+            together; "styles": drawings that it never sees.
+        most: Most things in it.
+        size: Side of the picture in pixels.
+    """
+    from lgjax.data.scenes import SceneConfig
+    from lgjax.data.sources.scenes import Scenes
+
+    composed = Scenes(config=SceneConfig(size=size, max_things=most), split=split, seed=seed).scene(number)
+    composed.image.save(file)
+    for thing in composed.things:
+        box = ", ".join(f"{value:.0f}" for value in thing.box)
+        print(f"{thing.colour or ''} {thing.kind.name} at ({box})".strip())
+    print(f"wrote {file}")
+
+
+@app.command
 def show(
     dataset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME_OR_DIR")],
     /,
@@ -127,7 +160,7 @@ def show(
         if split not in splits:
             raise ValueError(f"{dataset} has no split '{split}'; it has {', '.join(splits)}")
         records = splits[split]
-    elif Path(dataset).is_dir():
+    elif "://" in dataset or Path(dataset).is_dir():
         records = Dataset(dataset, split)
     else:
         raise ValueError(f"'{dataset}' is no folder and none of {', '.join(get_args(Name))}")
@@ -147,6 +180,8 @@ def bench(
     workers: int = 0,
     seconds: float = 20.0,
     tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None,
+    plan: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    hosts: int = 1,
 ) -> None:
     """Measure how fast training batches are made, and where the time goes.
 
@@ -163,22 +198,28 @@ def bench(
         workers: Processes for the second measurement (0: threads of this process).
         seconds: How long to measure.
         tokenizer: A tokenizer.model, or a folder with the tokenizer of a checkpoint (default: a small one).
+        plan: What `lgjax plan --json` printed of the step that these batches are for: says whether machines
+            like this one keep up with it.
+        hosts: How many machines share the rows of that step.
     """
     from lgjax.data import bench as benching
     from lgjax.data.batch import BatchConfig
 
+    if hosts < 1:
+        raise ValueError(f"--hosts {hosts}: there must be at least one")
+    planned = None if plan is None else benching.Planned.read(plan)
     config = BatchConfig(length=length, canvas=canvas, mask_side=min(mask_side, canvas))
     mixture = benching.mixture_of(grounded, text, grounded_rows, text_rows)
     maker = benching.maker_of(config, tokenizer)
-    print(benching.report(mixture, maker, workers, seconds))
+    print(benching.report(mixture, maker, workers, seconds, planned, hosts))
 
 
 @app.command
-def verify(folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")], /) -> None:
+def verify(folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")], /) -> None:
     """Hold every file of a dataset to the checksums that were taken when it was built.
 
     Args:
-        folder: Folder made by `lgjax data build`.
+        folder: Folder made by `lgjax data build`, or gs://BUCKET/DIR with a copy of it.
     """
     from lgjax.data import read
 

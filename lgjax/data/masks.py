@@ -122,6 +122,23 @@ def on_canvas(
     return out
 
 
+def shares(mask: Bool[np.ndarray, "h w"], side: int) -> Float64[np.ndarray, "side side"]:
+    """Share of each cell of a grid over the middle square of a picture (what CLIP sees) that a mask covers.
+
+    Raises:
+        ValueError: the square has fewer pixels than cells.
+    """
+    square = min(mask.shape)
+    if square < side:
+        raise ValueError(f"a picture of {square} pixels has no {side} x {side} cells")
+    top, left = ((length - square) // 2 for length in mask.shape)
+    edges = np.arange(side) * square // side
+    inside = mask[top : top + square, left : left + square].astype(np.float64)
+    sums = np.add.reduceat(np.add.reduceat(inside, edges, axis=0), edges, axis=1)
+    lengths = np.diff([*edges.tolist(), square]).astype(np.float64)
+    return sums / (lengths[:, None] * lengths)
+
+
 def box_of(mask: Bool[np.ndarray, "h w"]) -> Float64[np.ndarray, " 4"]:
     """The tight box (x0, y0, x1, y1) of a bitmap, its far edges one past the last pixel; zeros if empty."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))

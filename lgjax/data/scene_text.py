@@ -55,13 +55,15 @@ def article(words: str) -> str:
 
 
 class View:
-    """A scene as one talks about it: things by class, and who is where."""
+    """A scene as one talks about it: things by class, what shows most of itself first, and who is where."""
 
     def __init__(self, scene: Scene) -> None:
         self.things = scene.things
-        self.groups: dict[str, list[int]] = {}
+        groups: dict[str, list[int]] = {}
         for index, thing in enumerate(scene.things):
-            self.groups.setdefault(thing.kind.name, []).append(index)
+            groups.setdefault(thing.kind.name, []).append(index)
+        areas = {name: sum(int(self.things[i].mask.sum()) for i in own) for name, own in groups.items()}
+        self.groups = dict(sorted(groups.items(), key=lambda group: -areas[group[0]]))
         self.single = [numbers[0] for numbers in self.groups.values() if len(numbers) == 1]
 
     def kind(self, name: str) -> ThingClass:
@@ -178,9 +180,8 @@ def _capital(parts: Sequence[Part]) -> tuple[Part, ...]:
 
 
 def description(view: View, rng: np.random.Generator) -> Said:
-    """Everything in the picture, each thing named once."""
+    """Everything in the picture, each thing named once, the classes that show most of themselves first."""
     names = list(view.groups)
-    names = [names[i] for i in rng.permutation(len(names))]
     sentences: list[tuple[Part, ...]] = []
     if rng.random() < 0.4:
         phrases = [phrase for name in names for phrase in noun_phrases(view, name, rng)]
@@ -388,25 +389,27 @@ def _draw(items, rng: np.random.Generator):
     return items[int(rng.integers(len(items)))]
 
 
-def records(scene: Scene, rng: np.random.Generator, name: str) -> dict[Sort, Record]:
-    """Everything that is said about a scene, one record of each sort, all with the id `name`.
+def records(
+    scene: Scene, rng: np.random.Generator, name: str, sorts: Sequence[Sort] = SORTS
+) -> dict[Sort, Record]:
+    """What is said about a scene, one record of each sort, all with the id `name`.
 
     "description" and "questions" are grounded chat, "prompts" chat that points at things, "marks" and "marked
-    description" chat about numbered marks.
+    description" chat about numbered marks. Each sort has random numbers of its own, whichever are asked for.
     """
     view = View(scene)
-    told = description(view, rng)
-    asked = questions(view, rng)
-    grounded = _chat(scene, name, [told], rng)
-    described = grounded if grounded.phrases else _chat(scene, name, [told], rng, always=True)
-    return {
-        "description": grounded,
-        "questions": _chat(scene, name, asked, rng),
-        "referring": _record(scene, name, "referring", expressions=expressions(view)),
-        "prompts": _chat(scene, name, prompted(view, rng), rng),
-        "marks": _marked_chat(scene, name, marked_questions(view, rng)),
-        "marked description": marked(described),
+    own = dict(zip(SORTS, rng.spawn(len(SORTS)), strict=True))
+    makers: dict[Sort, Callable[[np.random.Generator], Record]] = {
+        "description": lambda rng: _chat(scene, name, [description(view, rng)], rng),
+        "questions": lambda rng: _chat(scene, name, questions(view, rng), rng),
+        "referring": lambda rng: _record(scene, name, "referring", expressions=expressions(view)),
+        "prompts": lambda rng: _chat(scene, name, prompted(view, rng), rng),
+        "marks": lambda rng: _marked_chat(scene, name, marked_questions(view, rng)),
+        "marked description": lambda rng: marked(
+            _chat(scene, name, [description(view, rng)], rng, always=True)
+        ),
     }
+    return {sort: makers[sort](own[sort]) for sort in sorts}
 
 
 def _record(scene: Scene, name: str, kind: Kind, **fields) -> Record:

@@ -18,7 +18,7 @@ from lgjax.eval.predictions import Prediction, match, read
 from lgjax.eval.questions import Question
 from lgjax.eval.running import Running, process_of
 from lgjax.infer.chat import GroundedChat
-from lgjax.infer.load import DEBUG
+from lgjax.infer.load import DEBUG, folder_of
 from lgjax.infer.request import Options
 from lgjax.parallel.mesh import make_mesh
 
@@ -66,7 +66,7 @@ def checkpoint_of(running: Running) -> str:
     """
     if not running.checkpoint:
         raise ValueError(
-            "no checkpoint: name one with --checkpoint DIR, or try --checkpoint debug, an untrained one"
+            "no checkpoint: name one with --checkpoint DIR, or try --checkpoint tiny, the one of the package"
         )
     return running.checkpoint
 
@@ -107,7 +107,7 @@ def weights_of(checkpoint: str) -> str:
     Raises:
         FileNotFoundError, ValueError: there is no such checkpoint.
     """
-    folder = Path(checkpoint)
+    folder = folder_of(checkpoint)
     if checkpoint == DEBUG and not folder.exists():
         return ""
     meta.read(folder)  # says what is wrong before anything is written

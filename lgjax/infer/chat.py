@@ -44,7 +44,8 @@ class GroundedChat:
     def load(
         cls, source: str | Path, *, dtype: str = "auto", mesh: jax.sharding.Mesh | None = None
     ) -> GroundedChat:
-        """Load a folder made by `lgjax convert`, or the preset "debug" (tiny, untrained).
+        """Load a folder made by `lgjax convert`, "tiny" (comes with the package and knows drawn things), or
+        "debug" (untrained).
 
         dtype: of language model and vision tower, "float32", "bfloat16" or "auto": bfloat16 on accelerators
         and, on CPUs, float32 where it fits into half of the free memory. A mesh shards the parameters.

@@ -19,7 +19,7 @@ from lgjax.models.matmul import bfloat16_bits
 from lgjax.parallel.rules import shardings
 from lgjax.text.tokenizer import Tokenizer
 
-DEBUG = "debug"
+DEBUG, TINY = "debug", "tiny"
 NEEDED = ("clip", "projector", "llama")
 
 
@@ -32,7 +32,8 @@ def use_compilation_cache() -> None:
 
 
 def load_model(source: str | Path, *, dtype: str = "auto", mesh: jax.sharding.Mesh | None = None) -> Model:
-    """Load a checkpoint folder, or "debug": tiny, with fresh random weights, for trying the plumbing.
+    """Load a checkpoint folder, "tiny" (the model of the package, which knows drawn things), or "debug":
+    fresh random weights, for trying the plumbing.
 
     See `GroundedChat.load` for dtype and mesh.
 
@@ -45,10 +46,10 @@ def load_model(source: str | Path, *, dtype: str = "auto", mesh: jax.sharding.Me
     use_compilation_cache()
     if str(source) == DEBUG and not Path(source).exists():
         return debug_model(mesh)
-    folder = Path(source)
+    folder = folder_of(source)
     if not folder.exists():
         raise FileNotFoundError(
-            f"no checkpoint folder '{source}', and no preset of that name has weights (only '{DEBUG}' has)"
+            f"no checkpoint folder '{source}'; without one there are '{TINY}' and '{DEBUG}'"
         )
     found = meta.read(folder)
     store.check_files(folder, found)
@@ -70,6 +71,13 @@ def load_model(source: str | Path, *, dtype: str = "auto", mesh: jax.sharding.Me
     compute = jnp.dtype(jnp.float32) if on_cpu else chosen
     config = _without_missing(checkpoint.config, found.parts)
     return Model(config, params, tokenizer, compute, compute, mesh)
+
+
+def folder_of(source: str | Path) -> Path:
+    """Where a checkpoint lies: "tiny" in the package, unless there is a folder of that name."""
+    if str(source) == TINY and not Path(source).exists():
+        return Path(str(importlib.resources.files("lgjax") / "assets" / TINY))
+    return Path(source)
 
 
 def choose_dtype(found: meta.Meta, mesh: jax.sharding.Mesh | None) -> np.dtype:

@@ -87,11 +87,30 @@ class Grounding(nn.Module):
         """
         return self.pixel_encoder(self.backbone(images, keys))
 
+    def lift(self, states: Float[Array, "b n c"]) -> Float[Array, "b n d"]:
+        """States in the space of phrases, float32; only their direction counts."""
+        return states.astype(jnp.float32) @ self.class_embed.astype(jnp.float32)
+
+    def token_states(self, features: PixelFeatures) -> Float[Array, "b tokens c"]:
+        """The tokens of an image as candidates to become queries, those at the rim as zeros before.
+
+        Source: spec/grounding_model.md 5.2.
+        """
+        valid = jnp.isfinite(jnp.asarray(anchor_logits(features.level_sizes))[:, :1])
+        return self.enc_output_norm(self.enc_output(jnp.where(valid, features.memory, 0.0)))
+
+    def named_tokens(
+        self, images: Float[Array, "b h w 3"], keys: DropKeys | None = None
+    ) -> tuple[Float[Array, "b tokens d"], PixelFeatures]:
+        """`token_states` of images in the space of phrases, and their features."""
+        features = self.encode(images, keys)
+        return self.lift(self.token_states(features)), features
+
     def class_logits(
         self, states: Float[Array, "b n c"], phrases: Float[Array, "b p d"], phrase_mask: Bool[Array, "b p"]
     ) -> Float[Array, "b n p"]:
         """Score of every state for every phrase. Source: spec/grounding_model.md 5.1."""
-        lifted = states.astype(jnp.float32) @ self.class_embed.astype(jnp.float32)
+        lifted = self.lift(states)
         norm = jnp.linalg.norm(lifted, axis=-1, keepdims=True)
         logits = jnp.einsum("bnd,bpd->bnp", lifted / (norm + 1e-7), phrases.astype(jnp.float32))
         logits = jnp.exp(self.logit_scale.astype(jnp.float32)) * logits
@@ -119,7 +138,7 @@ class Grounding(nn.Module):
             )
         anchors = jnp.asarray(anchor_logits(features.level_sizes))
         valid = jnp.isfinite(anchors[:, :1])
-        states = self.enc_output_norm(self.enc_output(jnp.where(valid, features.memory, 0.0)))
+        states = self.token_states(features)
         self.sow("intermediates", "candidates", states)
         scores = self.class_logits(states, phrases, phrase_mask)
         # a padded phrase never wins, whatever its slot holds; a row without phrases has all scores equal
@@ -148,17 +167,18 @@ class Grounding(nn.Module):
         boxes = nn.sigmoid(box_logits)
         start, query = jax.lax.stop_gradient(boxes), jax.lax.stop_gradient(content)
 
-        def heads(state: jax.Array, box: jax.Array) -> Prediction:
+        def heads(name: str, state: jax.Array, box: jax.Array) -> Prediction:
             normed = self.decoder.norm(state)
+            self.sow("intermediates", f"normed_{name}", normed)
             logits = self.class_logits(normed, phrases, phrase_mask)
             return Prediction(logits, box, self.decoder.mask_embed(normed))
 
-        out = {"interm": heads(content, boxes), "aux0": heads(query, start)}
+        out = {"interm": heads("interm", content, boxes), "aux0": heads("aux0", query, start)}
         states = self.decoder(query, start, features.memory, features.level_sizes)
         for i, hidden in enumerate(states.hidden):
             self.sow("intermediates", f"hs{i}", hidden)
             name = "final" if i == len(states.hidden) - 1 else f"aux{i + 1}"
-            out[name] = heads(hidden, self.decoder.refine(hidden, states.references[i]))
+            out[name] = heads(name, hidden, self.decoder.refine(hidden, states.references[i]))
         for i, reference in enumerate(states.references):
             self.sow("intermediates", f"ref{i}", reference)
         return out

@@ -63,17 +63,29 @@ class Conv(nn.Module):
         kernel = self.param(
             "kernel", named(self.kernel_init, None, None, *self.axes), (*size, x.shape[-1], self.features)
         )
-        y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            (self.stride, self.stride),
-            [(self.padding, self.padding)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        if self.kernel_size == self.stride and not self.padding:
+            y = _patches(x, self.stride) @ kernel.reshape(-1, self.features)
+        else:
+            y = jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                (self.stride, self.stride),
+                [(self.padding, self.padding)] * 2,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
         if self.use_bias:
             bias = self.param("bias", named(nn.initializers.zeros_init(), self.axes[1]), (self.features,))
             y = y + bias.astype(self.dtype)
         return y
+
+
+def _patches(x: Float[Array, "b h w i"], side: int) -> Float[Array, "b h2 w2 j"]:
+    """Squares that do not overlap, each as one row: a product of them learns faster than a convolution."""
+    b, height, width, channels = x.shape
+    rows, columns = height // side, width // side
+    x = x[:, : rows * side, : columns * side].reshape(b, rows, side, columns, side, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, rows, columns, -1)
 
 
 class LayerNorm(nn.Module):

@@ -30,17 +30,20 @@ from lgjax.data.sources.scenes import Scenes
 from lgjax.losses.grounding import Weights as GroundingWeights
 from lgjax.losses.points import NUM_POINTS
 from lgjax.losses.prompting import Weights as PromptingWeights
+from lgjax.models.attention import Kernel
 
 Preset = Literal["paper", "as_code"]
-Loss = Literal["language", "grounding", "prompting"]
+Loss = Literal["language", "grounding", "prompting", "words", "names", "phrases"]
+Attention = Literal["auto", Kernel]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataStream:
     """A dataset and its weight among its rows.
 
-    folder: made by `lgjax data build`; without one, scenes are composed as training goes, saying only `sorts`
-    about them, `size` pixels wide, from `seed`. count: take only the first records.
+    folder: made by `lgjax data build`, or gs://BUCKET/DIR with a copy; without one, scenes are composed as
+    training goes, saying only `sorts` about them, `size` pixels wide, with up to `max_things`, from `seed`.
+    count: take only the first records.
     """
 
     folder: str = ""
@@ -49,6 +52,7 @@ class DataStream:
     count: int | None = None
     sorts: tuple[Sort, ...] = SORTS
     size: int = 128
+    max_things: int = 6
     seed: int = 0
 
     def records(self) -> Records:
@@ -63,7 +67,7 @@ class DataStream:
                     f"composed scenes have no split '{self.split}': {', '.join(get_args(Split))}"
                 )
             scenes = Scenes(
-                config=SceneConfig(size=self.size),
+                config=SceneConfig(size=self.size, max_things=self.max_things),
                 split=cast(Split, self.split),
                 seed=self.seed,
                 sorts=self.sorts,
@@ -94,7 +98,7 @@ class DataConfig:
     """A batch is `groups` groups of `grounded_rows` grounded samples and `text_rows` samples of text.
 
     groups: of a whole step, over all devices and micro-batches. length, phrases, objects, mask_side, wording,
-    template: see `lgjax.data.batch.BatchConfig`. held_out: samples that the run is measured on.
+    template, words: see `lgjax.data.batch.BatchConfig`. held_out: samples that the run is measured on.
     workers: processes a host that make batches; 0 makes them in threads.
     """
 
@@ -110,6 +114,7 @@ class DataConfig:
     mask_side: int = 512
     wording: Wording = "released"
     template: Layout = "v1"
+    words: bool = False
     workers: int = 0
 
     def mixture(self) -> Mixture:
@@ -147,6 +152,7 @@ class DataConfig:
             mask_side=self.mask_side,
             wording=self.wording,
             template=self.template,
+            words=self.words,
             seg_state=model.seg_state,
         )
 
@@ -159,6 +165,12 @@ def _streams(streams: tuple[DataStream, ...]) -> tuple[Stream, ...]:
 class LossConfig:
     """What is minimised: the sum of `parts`, each a mean.
 
+    The last three parts are for models that start without pre-training; all read words by the input table of
+    the language model: "words", what image tokens (and visual prompts) show; "names", what the grounding
+    model's tokens (and, beside the part "grounding", its queries) show; "phrases", what the state of a <seg>
+    stands for. phrases: the grounding model learns from the states of the language model, or from the names
+    of the objects.
+
     queries: object queries of the grounding model; points: where each mask is compared; detach_seg: grounding
     sends no gradient into the language model (paper Table 14). language_mean: the language loss is the mean
     over the tokens of the whole batch, or the sum of one mean for each stream. object_mean: grounding and
@@ -170,6 +182,7 @@ class LossConfig:
     """
 
     parts: tuple[Loss, ...] = ("language", "grounding")
+    phrases: Literal["states", "names"] = "states"
     grounding: GroundingWeights = dataclasses.field(default_factory=GroundingWeights)
     prompting: PromptingWeights = dataclasses.field(default_factory=PromptingWeights)
     queries: int = 300
@@ -203,13 +216,16 @@ class Rates:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW with linear warm-up and half a cosine to zero.
+    """AdamW or Muon with linear warm-up and half a cosine to zero.
 
-    lr: the run's rate, reached after `warmup` (a share of all steps); clip_norm: largest norm of all
-    gradients together; lora: rank of low-rank updates that learn in place of the language model's matrices
-    (0: the matrices themselves). Source: spec/training_and_data.md 3.1.
+    method: Muon moves all matrices but the two tables along the nearest orthogonal ones, and the rest as
+    AdamW does; it learns from fewer samples where a model starts from nothing. lr: the run's rate, reached
+    after `warmup` (a share of all steps); clip_norm: largest norm of all gradients together; lora: rank of
+    low-rank updates that learn in place of the language model's matrices (0: the matrices themselves).
+    Source: spec/training_and_data.md 3.1.
     """
 
+    method: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-4
     rates: Rates = Rates()
     warmup: float = 0.03
@@ -255,12 +271,13 @@ class TrainConfig:
     one, that of the last folder that has one. steps: of the optimiser, each of `accumulate` micro-batches.
     compute: numbers of vision tower and language model; grounding and visual prompts compute in float32.
     frozen: how matrices that do not learn are kept; model_dtype: how vision tower and language model of the
-    finished model are written. remat: compute layers again in the backward pass, for
-    memory; scan_layers: compile one layer of the language model for all. Every `log_every` steps a line is
-    printed, `save_every` a checkpoint written (the last `keep` stay, and the best on held-out data),
-    `measure_every` (and with every checkpoint) the losses of `measure_batches` held-out batches taken,
-    `draw_every` `draw_count` answers drawn; 0 turns these off. bad_steps: so many steps in a row without
-    finite numbers end the run.
+    finished model are written. remat: compute layers again in the backward pass, for memory; scan_layers:
+    compile one layer of the language model for all; attention: of the language model, by default the kernel
+    of its devices ("splash" on TPUs, "cudnn" on GPUs). Every `log_every` steps a line is printed,
+    `save_every` a checkpoint written (the last `keep` stay, and the best on held-out data), `measure_every`
+    (and with every checkpoint) the losses of `measure_batches` held-out batches taken, `draw_every`
+    `draw_count` answers drawn; 0 turns these off. bad_steps: so many steps in a row without finite numbers
+    end the run.
     """
 
     name: str
@@ -279,6 +296,7 @@ class TrainConfig:
     model_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
     scan_layers: bool = False
+    attention: Attention = "auto"
     bad_steps: int = 10
     log_every: int = 10
     save_every: int = 1000
@@ -328,6 +346,7 @@ def _wrong(config: TrainConfig) -> str | None:
             return f"{name} {value} must be {least} or more" + ("" if most is None else f", at most {most}")
     model, loss, rates = config.model, config.loss, config.optim.rates
     parts = {"language": model.llama, "grounding": model.grounding, "prompting": model.prompt}
+    parts |= {"words": model.llama, "names": model.grounding, "phrases": model.llama}
     if unknown := [part for part in loss.parts if part not in parts]:
         return f"loss.parts names '{unknown[0]}'; there are {', '.join(parts)}"
     if absent := [part for part in loss.parts if parts[part] is None]:
@@ -341,10 +360,16 @@ def _wrong(config: TrainConfig) -> str | None:
         return "optim.rates.new_tokens is for frozen tables; with embed or head learning it must be 0"
     if config.optim.lora and not rates.llama:
         return "optim.lora needs optim.rates.llama above 0"
+    if config.attention == "cudnn" and config.compute == "float32":
+        return "attention cudnn needs compute bfloat16"
     if config.data.groups % config.accumulate:
         return f"data.groups {config.data.groups} cannot be cut into {config.accumulate} micro-batches"
-    if not config.data.grounded_rows and set(loss.parts) & {"grounding", "prompting"}:
-        return "grounding and prompting need data.grounded_rows above 0"
+    if not config.data.grounded_rows and set(loss.parts) != {"language"}:
+        return "every part of the loss but language needs data.grounded_rows above 0"
+    if not config.data.words and (loss.phrases == "names" or set(loss.parts) & {"words", "names", "phrases"}):
+        return "words, names and phrases in loss.parts and loss.phrases 'names' need data.words"
+    if config.accumulate > 1 and set(loss.parts) & {"words", "names", "phrases"}:
+        return "words, names and phrases in loss.parts are means over a whole batch: they need accumulate 1"
     if config.measure_every and not config.data.held_out:
         return "measure_every needs data.held_out: samples to measure on"
     return None

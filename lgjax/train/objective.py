@@ -19,26 +19,33 @@ from typing import Any, NamedTuple, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key, UInt32
 
 from lgjax.config import IGNORE_LABEL, ModelConfig
+from lgjax.data.batch import NOTHING, Language
 from lgjax.data.batch import Grounding as GroundedRows
-from lgjax.data.batch import Language
 from lgjax.data.images import CLIP_MEAN, CLIP_STD
 from lgjax.losses.grounding import Targets, grounding_losses
 from lgjax.losses.language import language_loss
 from lgjax.losses.points import RandomPoints
 from lgjax.losses.prompting import prompting_losses
+from lgjax.losses.words import mean_word_loss, name_phrases, sphere, table_logits, word_loss
+from lgjax.models.attention import Kernel
 from lgjax.models.grounding import Grounding, normalize_pixels
 from lgjax.models.llava_grounding import LlavaGrounding, seg_states
+from lgjax.models.position import LevelSizes, cell_centres
 from lgjax.models.prompting import Prompting
 from lgjax.parallel.mesh import BATCH_AXES
 from lgjax.train.config import LossConfig
 
 Losses = dict[str, jax.Array]
 _STREAMS = 64  # most streams of a mixture
+
+IDLE = 0.4  # weight of a query without an object, beside what nothing has anyhow
+NAMES = 4.0  # weight of reading names, so that it counts beside boxes and masks of every layer
 
 
 class Rows(NamedTuple):
@@ -95,6 +102,8 @@ def normalisers(rows: Rows, config: LossConfig, shape: Shape) -> Normalisers:
     if ground is None:
         none = jnp.zeros(0)
         return Normalisers(weights, none, none, none)
+    if config.phrases == "names":
+        ground = _named(ground)
     stream = shape.cut(language.stream)
     counts = ground.object_mask.sum(1)
     objects, prompts = (
@@ -126,7 +135,8 @@ def _sums(counts: Int[Array, " n"], stream: Int[Array, " n"], apart: bool) -> In
 class Objective:
     """The losses of rows as a pure function of parameters.
 
-    dtype: compute type of tower and language model; mesh: over which rows lie.
+    dtype: compute type of tower and language model; mesh: over which rows lie; kernel: of the language
+    model's attention.
     """
 
     model: ModelConfig
@@ -136,6 +146,7 @@ class Objective:
     dtype: DTypeLike = jnp.float32
     scan_layers: bool = False
     remat: bool = False
+    kernel: Kernel = "plain"
 
     def __call__(
         self, params: dict[str, Any], rows: Rows, counts: Normalisers, key: Key[Array, ""], train: bool = True
@@ -143,9 +154,10 @@ class Objective:
         """Weighted losses by name, scalars, to be added up; `counts` are those of the whole step.
 
         Names are "language", those of `grounding_losses`, and those of `prompting_losses` with "prompt_" in
-        front. `train` False switches stochastic depth off.
+        front; "words...", "names_..." and "phrases": see `LossConfig`. `train` False switches stochastic
+        depth off.
         """
-        model = LlavaGrounding(self.model, self.dtype, self.scan_layers, self.remat)
+        model = LlavaGrounding(self.model, self.dtype, self.scan_layers, self.remat, self.kernel)
         own = {name: part for name, part in params.items() if name in ("clip", "projector", "llama")}
         language, losses = rows.language, {}
 
@@ -160,6 +172,8 @@ class Objective:
             objects, found = self._prompts(params["prompt"], rows, counts, key, sample_ids, train)
             losses |= {f"prompt_{name}": value for name, value in found.items()}
             objects = self.shape.spread(objects)
+        if "words" in self.loss.parts:
+            losses |= self._words(apply, params, tokens, objects, rows.grounding)
         hidden = apply(language.plan, tokens, objects, method="read")
         if "language" in self.loss.parts:
             labels = jnp.asarray(language.plan.labels)
@@ -167,8 +181,49 @@ class Objective:
                 hidden, labels, lambda states: apply(states, method="logits"), counts.tokens
             )[0]
         if "grounding" in self.loss.parts:
-            losses |= self._ground(params["grounding"], hidden, rows, counts, key, sample_ids, train)
+            losses |= self._ground(params, hidden, rows, counts, key, sample_ids, train)
+        elif "names" in self.loss.parts:
+            losses["names_tokens"] = self._token_names(params, rows.grounding)
+        if "phrases" in self.loss.parts:
+            losses["phrases"] = self._phrases(params, hidden, rows.grounding)
         return losses
+
+    def _words(
+        self,
+        apply: Callable[..., Any],
+        params: dict[str, Any],
+        tokens: Float[Array, "b n d"],
+        objects: Float[Array, "b t d"] | None,
+        ground: GroundedRows | None,
+    ) -> Losses:
+        """Image tokens, and visual prompts where there are any, read by the input table and by the head."""
+        assert ground is not None
+        table = params["llama"]["embed_tokens"]
+
+        def read(states: jax.Array, words: jax.Array) -> jax.Array:
+            by_head = apply(sphere(states).astype(self.dtype), method="logits")
+            both = table_logits(states, table), by_head
+            return sum((mean_word_loss(logits, words, NOTHING) for logits in both), jnp.zeros(())) / 2
+
+        losses = {"words": read(self.shape.cut(tokens), jnp.asarray(ground.patch_words))}
+        if objects is not None:
+            words = jnp.where(ground.object_mask, ground.object_words, -1)
+            losses["words_prompts"] = read(self.shape.cut(objects), words)
+        return losses
+
+    def _phrases(
+        self, params: dict[str, Any], hidden: Float[Array, "b t d"], ground: GroundedRows | None
+    ) -> jax.Array:
+        """States of <seg> read by the input table as the first object that they name."""
+        assert ground is not None
+        states = seg_states(
+            self.shape.cut(hidden), jnp.asarray(ground.seg_positions), jnp.asarray(ground.seg_mask)
+        )
+        first = jnp.asarray(ground.object_phrases).argmax(1)
+        words = jnp.take_along_axis(jnp.asarray(ground.object_words), first, axis=1)
+        words = jnp.where(ground.seg_mask & ground.object_phrases.any(1), words, -1)
+        table = jax.lax.stop_gradient(params["llama"]["embed_tokens"])
+        return mean_word_loss(table_logits(states, table), words, NOTHING)
 
     def _prompts(
         self,
@@ -217,7 +272,7 @@ class Objective:
 
     def _ground(
         self,
-        params: dict[str, Any],
+        all_params: dict[str, Any],
         hidden: Float[Array, "b t d"],
         rows: Rows,
         counts: Normalisers,
@@ -228,18 +283,23 @@ class Objective:
         ground = rows.grounding
         assert ground is not None and self.model.grounding is not None
         model = Grounding(self.model.grounding, self.model.llama.hidden_size, remat=self.remat)
-        states = seg_states(
-            self.shape.cut(hidden), jnp.asarray(ground.seg_positions), jnp.asarray(ground.seg_mask)
-        )
+        table = sphere(jax.lax.stop_gradient(all_params["llama"]["embed_tokens"]))
+        if self.loss.phrases == "names":
+            ground = _named(ground)
+            states = table[jnp.maximum(ground.object_words, 0)]
+        else:
+            states = seg_states(
+                self.shape.cut(hidden), jnp.asarray(ground.seg_positions), jnp.asarray(ground.seg_mask)
+            )
         states = states.astype(jnp.float32)
         if self.loss.detach_seg:
             states = jax.lax.stop_gradient(states)
 
         def own_rows(shared: Any, local: Any) -> Losses:
-            params, key = shared
-            ground, states, numbers, phrases, ids = local
+            params, table, key = shared
+            ground, states, numbers, phrases, ids, images = local
             keys = self._drop_keys(key, ids, "grounding", train)
-            predictions, features = _apply(
+            (predictions, features), seen = _apply(
                 model,
                 params,
                 normalize_pixels(ground.images),
@@ -247,6 +307,7 @@ class Objective:
                 ground.seg_mask,
                 self.loss.queries,
                 keys,
+                mutable="intermediates",
             )
             targets = Targets(
                 boxes=ground.boxes,
@@ -257,7 +318,7 @@ class Objective:
                 masks=jnp.unpackbits(ground.masks, axis=-1),
                 image_mask=ground.weight > 0,
             )
-            found, _ = _precise(
+            found, matches = _precise(
                 grounding_losses,
                 predictions,
                 features.mask_features,
@@ -267,11 +328,36 @@ class Objective:
                 phrase_counts=phrases,
                 weights=self.loss.grounding,
             )
+            if "names" in self.loss.parts:
+
+                def names(states: jax.Array) -> jax.Array:
+                    return table_logits(_apply(model, params, states, method="lift"), table)
+
+                tokens = names(seen["intermediates"]["candidates"][0])
+                found["names_tokens"] = _name_tokens(tokens, features.level_sizes, ground, images)
+                found["names_queries"] = _name_queries(names, seen["intermediates"], matches, ground, numbers)
+                # names tell queries apart; the class loss would have all names unlearnt first
+                found = {name: value for name, value in found.items() if "mask_cls" not in name}
             return found
 
-        local = (ground, states, counts.objects, counts.phrases, sample_ids)
-        found = self._on_own_rows(own_rows, (params, key), local)
+        local = (ground, states, counts.objects, counts.phrases, sample_ids, _counting(ground))
+        found = self._on_own_rows(own_rows, (all_params["grounding"], table, key), local)
         return {name: value.sum() for name, value in found.items()}
+
+    def _token_names(self, params: dict[str, Any], ground: GroundedRows | None) -> jax.Array:
+        """The grounding model's tokens read by the input table, without decoder and stochastic depth."""
+        assert ground is not None and self.model.grounding is not None
+        model = Grounding(self.model.grounding, self.model.llama.hidden_size, remat=self.remat)
+        table = jax.lax.stop_gradient(params["llama"]["embed_tokens"])
+
+        def own_rows(shared: Any, local: Any) -> jax.Array:
+            params, table = shared
+            ground, images = local
+            pixels = normalize_pixels(ground.images)
+            lifted, features = _apply(model, params, pixels, method="named_tokens")
+            return _name_tokens(table_logits(lifted, table), features.level_sizes, ground, images)
+
+        return self._on_own_rows(own_rows, (params["grounding"], table), (ground, _counting(ground))).sum()
 
     def _drop_keys(self, key: jax.Array, ids: jax.Array, name: str, train: bool) -> jax.Array | None:
         if not (train and self.loss.drop_path):
@@ -291,6 +377,57 @@ class Objective:
         )
         with nn.logical_axis_rules(()):
             return run(shared, local)
+
+
+def _named(ground: GroundedRows) -> GroundedRows:
+    """Rows whose phrases are the names of their objects."""
+    phrases = name_phrases(jnp.asarray(ground.object_words), jnp.asarray(ground.object_mask))
+    changes: Any = dict(seg_mask=phrases.mask, object_phrases=phrases.objects)
+    return ground._replace(weight=phrases.mask.any(1).astype(jnp.float32), **changes)
+
+
+def _counting(ground: GroundedRows) -> Float[Array, " g"]:
+    """How many images of the batch count, said to each of them."""
+    counting = jnp.asarray(ground.weight) > 0
+    return jnp.broadcast_to(jnp.maximum(counting.sum(), 1).astype(jnp.float32), counting.shape)
+
+
+def _name_tokens(
+    logits: Float[Array, "g n v"], level_sizes: LevelSizes, ground: GroundedRows, images: Float[Array, " g"]
+) -> Float[Array, " g"]:
+    """The encoder's tokens read as what lies at their middle; `images`: how many of the batch count."""
+    words = jnp.where(ground.object_mask, ground.object_words, -1)
+    side = ground.masks.shape[2]
+    x, y = (cell_centres(level_sizes) * side).astype(np.int32).T
+    inside = jnp.unpackbits(ground.masks, axis=-1)[:, :, y, x] > 0
+    shown = jnp.take_along_axis(words, inside.argmax(1), axis=1)
+    shown = jnp.where(inside.any(1), shown, NOTHING)
+    return NAMES * jnp.where(ground.weight > 0, word_loss(logits, shown, NOTHING).mean(1), 0) / images
+
+
+def _name_queries(
+    read: Callable[[Float[Array, "g q c"]], Float[Array, "g q v"]],
+    seen: dict[str, Any],
+    matches: dict[str, Int[Array, "g t"]],
+    ground: GroundedRows,
+    numbers: Float[Array, " g"] | Int[Array, " g"],
+) -> Float[Array, " g"]:
+    """Queries read as the objects they are matched with, mean over the outputs.
+
+    Behind the decoder, where queries know of each other, those without an object are read as nothing.
+    """
+    words, total = jnp.where(ground.object_mask, ground.object_words, -1), jnp.zeros(len(ground.images))
+    for name, queries in matches.items():
+        states = seen[f"normed_{name}"][0]
+        alone = name in ("interm", "aux0")
+        row = jnp.arange(len(states))[:, None]
+        # objects without a query write behind the last one
+        at = jnp.where(queries >= 0, queries, states.shape[1])
+        idle = jnp.where((ground.weight > 0) & (not alone), NOTHING, -1)
+        shown = jnp.broadcast_to(idle[:, None], states.shape[:2]).at[row, at].set(words, mode="drop")
+        weights = jnp.where(shown == NOTHING, IDLE, 1)
+        total += (weights * word_loss(read(states), shown, NOTHING)).sum(1) / jnp.maximum(numbers, 1)
+    return NAMES * total / len(matches)
 
 
 def _precise(losses: Callable[..., Any], *inputs: Any, **options: Any) -> Any:

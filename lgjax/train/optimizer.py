@@ -1,20 +1,26 @@
-"""AdamW with a rate for each group of parameters; steps without finite gradients change nothing.
+"""AdamW or Muon with a rate for each group of parameters; steps without finite gradients change nothing.
 
-Source: spec/training_and_data.md 3.
+Source: spec/training_and_data.md 3; Muon: Jordan et al. 2024, with the step size of Liu et al. 2025.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from lgjax.train.config import OptimConfig
 from lgjax.train.groups import group_of, rate_of
 
 _NEVER = 2**30  # the loop ends a run of bad steps; optax would go on with one of them
+_MATRICES = " matrices"  # behind the name of a group: its kernels, which Muon moves
+_KERNELS = ("/kernel", "/class_embed")
+_MUON_RMS = 0.2  # of its steps, that of AdamW's, so that both learn with one rate
 
 
 def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
@@ -35,19 +41,48 @@ def make_optimizer(config: OptimConfig, steps: int, paths: Iterable[str]) -> opt
 
     Its state counts steps whose gradients were not finite (`optax.ApplyIfFiniteState`).
     """
-    labels = {path: group_of(path) for path in paths}
     factor = schedule(config, steps)
 
-    def adamw(group: str) -> optax.GradientTransformation:
+    def label(path: str) -> str:
+        group = group_of(path)
+        matrix = config.method == "muon" and path.endswith(_KERNELS) and group != "head"
+        return f"{group}{_MATRICES}" if matrix else group
+
+    def transform(label: str) -> optax.GradientTransformation:
+        group = label.removesuffix(_MATRICES)
         rate = config.lr * rate_of(group, config.rates)
         decay = optax.add_decayed_weights(config.weight_decay) if config.weight_decay else optax.identity()
+        if group != label:
+            direction = optax.chain(
+                optax.contrib.scale_by_muon(weight_dimension_numbers=_matrices),
+                optax.stateless(lambda updates, _: jax.tree.map(_scaled, updates)),
+            )
+        else:
+            direction = optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=jnp.float32)
         return optax.chain(
-            optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=jnp.float32),
+            direction,
             decay,
             optax.scale_by_learning_rate(lambda step: rate * factor(step)),
         )
 
-    inner = optax.multi_transform({group: adamw(group) for group in sorted(set(labels.values()))}, labels)
+    labels = {path: label(path) for path in paths}
+    inner = optax.multi_transform({name: transform(name) for name in sorted(set(labels.values()))}, labels)
     if config.clip_norm is not None:
         inner = optax.chain(optax.clip_by_global_norm(config.clip_norm), inner)
     return optax.apply_if_finite(inner, _NEVER)
+
+
+def _matrices(tree: Any) -> Any:
+    """Which axes of a kernel are in and out: [in, out], a stack [layers, in, out], or [h, w, in, out]."""
+
+    def axes(leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers:
+        inputs = (1,) if leaf.ndim == 3 else tuple(range(leaf.ndim - 1))
+        return optax.contrib.MuonDimensionNumbers(inputs, (leaf.ndim - 1,))
+
+    return jax.tree.map(axes, tree)
+
+
+def _scaled(leaf: jax.Array) -> jax.Array:
+    """An orthogonal matrix (or a stack of them) with entries of size `_MUON_RMS`."""
+    inputs = leaf.shape[-2] if leaf.ndim == 3 else math.prod(leaf.shape[:-1])
+    return leaf * (_MUON_RMS * math.sqrt(max(inputs, leaf.shape[-1])))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lgjax.config import IGNORE_LABEL, debug, llava_g_7b
 from lgjax.data import masks
-from lgjax.data.batch import CUTS, Batch, BatchConfig, SampleMaker, concatenate
+from lgjax.data.batch import CUTS, NOTHING, Batch, BatchConfig, SampleMaker, concatenate
 from lgjax.data.images import place_on_canvas, square_canvas
 from lgjax.data.schema import Expression, Object, Phrase, Record, Region, Turn, check
 from lgjax.text.markup import parse_ids
@@ -397,3 +397,28 @@ def test_sizes_follow_the_model():
         BatchConfig(mask_side=100)
     with pytest.raises(ValueError, match="no room for text"):
         BatchConfig(length=257)
+
+
+def test_words_of_objects_and_image_tokens():
+    """The first token of each name; an image token has the word of what covers it."""
+    record = chat()
+    batch = make(record, words=True, num_patches=64, length=160)
+    side = 8
+    names = [record.objects[i].name for i in range(len(record.objects)) if not record.objects[i].crowd]
+    wanted = [TOKENIZER.encode(name)[1] for name in names]
+    found = batch.grounding.object_words[0]
+    assert found[: len(wanted)].tolist() == wanted and (found[len(wanted) :] == -1).all()
+    grid = batch.grounding.patch_words[0].reshape(side, side)
+    assert set(np.unique(grid)) <= {-1, NOTHING, *wanted} and set(np.unique(grid)) & set(wanted)
+    shares = [
+        np.zeros((side, side)) if o.mask is None else masks.shares(masks.decode(o.mask, SIZE), side)
+        for o in record.objects
+        if not o.crowd
+    ]
+    for row, column in np.ndindex(side, side):
+        covered = [share[row, column] for share in shares]
+        if max(covered) > 0.3:
+            assert grid[row, column] == wanted[int(np.argmax(covered))]
+        elif sum(covered) == 0:
+            assert grid[row, column] == NOTHING
+    assert (make(record).grounding.patch_words == -1).all()

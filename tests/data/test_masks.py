@@ -136,3 +136,20 @@ def test_clean_drops_an_object_with_everything_that_names_it():
     assert [e.objects for e in clean.expressions] == [(0,)]
     assert clean.dropped == ("box without area",)
     assert masks.clean(clean) == clean
+
+
+@given(width=st.integers(8, 40), height=st.integers(8, 40), side=st.integers(1, 8), seed=st.integers(0, 99))
+def test_shares_count_the_pixels_of_each_cell_of_the_middle_square(width, height, side, seed):
+    mask = np.random.default_rng(seed).random((height, width)) < 0.4
+    square = min(width, height)
+    middle = mask[(height - square) // 2 :, (width - square) // 2 :][:square, :square]
+    found = masks.shares(mask, side)
+    for row in range(side):
+        for column in range(side):
+            spans = [slice(i * square // side, (i + 1) * square // side) for i in (row, column)]
+            assert found[row, column] == pytest.approx(middle[spans[0], spans[1]].mean())
+
+
+def test_shares_of_a_picture_with_too_few_pixels():
+    with pytest.raises(ValueError, match="4 pixels has no 8 x 8 cells"):
+        masks.shares(np.ones((4, 9), bool), 8)

@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 
 from lgjax.data.drawings import classes
-from lgjax.data.scene_text import SORTS, View, article, records
+from lgjax.data.scene_text import SORTS, View, article, description, records
 from lgjax.data.scenes import Scene, SceneConfig, compose
 from lgjax.text.conversation import GROUNDING_SUFFIX
 
@@ -289,3 +289,14 @@ def test_sorts_are_all_made(told):
 )
 def test_articles(word, want):
     assert article(word) == want
+
+
+def test_descriptions_begin_with_what_shows_most_of_itself():
+    for index in range(30):
+        scene = compose(np.random.default_rng([11, index]), SceneConfig())
+        view = View(scene)
+        areas = [sum(scene.things[i].mask.sum() for i in numbers) for numbers in view.groups.values()]
+        assert areas == sorted(areas, reverse=True)
+        told = description(view, np.random.default_rng(index))
+        first = next(part for part in told.answer if not isinstance(part, str))
+        assert scene.things[first[1][0]].kind.name == next(iter(view.groups))

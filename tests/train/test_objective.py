@@ -64,6 +64,8 @@ def random_rows(seed: int) -> Rows:
         masks=np.zeros((g, OBJECTS, 8, 1), np.uint8),
         prompts=np.zeros((g, OBJECTS, 4), np.float32),
         is_box=np.zeros((g, OBJECTS), np.int32),
+        object_words=np.full((g, OBJECTS), -1, np.int32),
+        patch_words=np.full((g, 1), -1, np.int32),
         weight=real_phrases.any(1).astype(np.float32),
     )
     return Rows(language, grounding)
@@ -303,6 +305,48 @@ def test_padding_and_fillers_change_nothing():
     assert losses == pytest.approx(plain()[2], rel=1e-4)
     for loss in PARTS:
         assert_close(gradient(gradients, loss, ""), gradient(plain()[1], loss, ""))
+
+
+def test_words_teach_the_tower_and_names_the_grounding_model():
+    """Word losses with names as phrases; more room for objects and fillers change none of them."""
+    loss = {"parts": ("grounding", "words", "names", "phrases"), "phrases": "names", "drop_path": False}
+    named = micro(data={"grounded_rows": 2, "text_rows": 1, "words": True}, loss=loss)
+    objective, weights = make_objective(named, mesh()), params()
+
+    def run(rows: Rows) -> tuple[dict, dict]:
+        def total(params: dict, rows: Rows, part: str) -> tuple[jax.Array, dict]:
+            counts = normalisers(rows, named.loss, objective.shape)
+            losses = objective(params, rows, counts, jax.random.key(7))
+            return sum((v for k, v in losses.items() if k.startswith(part)), jnp.zeros(())), losses
+
+        def all_parts(params: dict, rows: Rows) -> tuple[dict, dict]:
+            slopes = {
+                part: jax.grad(total, has_aux=True)(params, rows, part)[0] for part in ("words", "names")
+            }
+            return slopes, total(params, rows, "words")[1]
+
+        with on_mesh(mesh()):
+            return jax.jit(all_parts, compiler_options=OPTIONS)(weights, rows)
+
+    slopes, losses = run(composed(named, words=True))
+    assert {"words", "names_tokens", "names_queries", "phrases"} <= set(losses)
+    norms = {
+        part: {
+            name: max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(slope[name])) for name in slope
+        }
+        for part, slope in slopes.items()
+    }
+    for part, learns in (("words", {"clip", "projector", "llama"}), ("names", {"grounding"})):
+        assert {name for name, norm in norms[part].items() if norm > 0} == learns, norms
+    roomy = run(composed(named, fillers=2, words=True, objects=9))[1]
+    assert_close({k: float(v) for k, v in roomy.items()}, {k: float(v) for k, v in losses.items()})
+    alone = dataclasses.replace(named, loss=dataclasses.replace(named.loss, parts=("names",)))
+    rows, objective = composed(named, words=True), make_objective(alone, mesh())
+    with on_mesh(mesh()):
+        counts = normalisers(rows, alone.loss, objective.shape)
+        found = jax.jit(objective)(weights, rows, counts, jax.random.key(7))
+    assert list(found) == ["names_tokens"]
+    assert float(found["names_tokens"]) == pytest.approx(float(losses["names_tokens"]), rel=1e-5)
 
 
 def stage(name: str) -> TrainConfig:

@@ -127,3 +127,51 @@ def test_only_what_learns_has_moments():
     assert sum(leaf.size for leaf in arrays) == 2 * count
     assert {leaf.dtype.name for leaf in arrays} == {"float32"}
     assert count < sum(leaf.size for leaf in jax.tree.leaves(state.frozen))
+
+
+MUON_SHAPES = {
+    "llama/layers_0/mlp/kernel": (6, 4),
+    "clip/patch_embedding/kernel": (2, 2, 3, 5),
+    "llama/stack/kernel": (3, 4, 6),
+    "llama/lm_head/kernel": (4, 7),
+    "llama/norm/scale": (4,),
+}
+
+
+def test_muon_moves_matrices_along_orthogonal_ones():
+    """Against singular value decompositions in float64; what is no inner matrix learns as with AdamW."""
+    rng = np.random.default_rng(0)
+    params = {path: jnp.zeros(shape) for path, shape in MUON_SHAPES.items()}
+    rates = Rates(llama=1, clip=0.5, head=1)
+    optims = [OptimConfig(method=m, lr=0.1, rates=rates, warmup=0.0) for m in ("muon", "adamw")]
+    optimizers = [make_optimizer(optim, STEPS, params) for optim in optims]
+    states = [optimizer.init(params) for optimizer in optimizers]
+    momentum = {path: np.zeros(shape) for path, shape in MUON_SHAPES.items()}
+    for step in range(3):
+        grads = {path: rng.standard_normal(shape) for path, shape in MUON_SHAPES.items()}
+        given = {path: jnp.asarray(value, jnp.float32) for path, value in grads.items()}
+        updates = []
+        for i, optimizer in enumerate(optimizers):
+            update, states[i] = optimizer.update(given, states[i], params)
+            updates.append(update)
+        factor = 0.1 * factor_by_hand(step, STEPS, 0.0)
+        for path, shape in MUON_SHAPES.items():
+            momentum[path] = 0.95 * momentum[path] + 0.05 * grads[path]
+            if path in ("llama/lm_head/kernel", "llama/norm/scale"):
+                np.testing.assert_allclose(updates[0][path], updates[1][path], rtol=1e-6)
+                continue
+            # Nesterov's step, each part without the bias of its start
+            ahead = 0.95 * momentum[path] / (1 - 0.95 ** (step + 2)) + 0.05 * grads[path] / (
+                1 - 0.95 ** (step + 1)
+            )
+            ahead = ahead.reshape(-1, *shape[-2:])
+            found = np.asarray(updates[0][path], np.float64).reshape(-1, *shape[-2:])
+            if len(shape) == 4:  # one matrix from all inputs of a patch
+                ahead, found = (x.reshape(1, -1, shape[-1]) for x in (ahead, found))
+            for want, got in zip(ahead, found, strict=True):
+                left, _, right = np.linalg.svd(want, full_matrices=False)
+                scale = factor * 0.2 * math.sqrt(max(want.shape)) * (0.5 if path.startswith("clip") else 1)
+                inner = left.T @ got @ right.T / -scale
+                values = np.diagonal(inner)
+                assert (values > 0.6).all() and (values < 1.3).all()  # five Newton-Schulz steps come so close
+                np.testing.assert_allclose(inner, np.diag(values), atol=0.02)

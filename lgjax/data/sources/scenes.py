@@ -54,7 +54,7 @@ class Scenes(Sequence[Record]):
             return [self[i] for i in range(*index.indices(self.count))]
         scene, rng = self._scene(index)
         sort = self.sorts[int(rng.integers(len(self.sorts)))]
-        return records(scene, rng, self._name(index))[sort]
+        return records(scene, rng, self._name(index), (sort,))[sort]
 
     def scene(self, index: int) -> Scene:
         """The scene with this number.

@@ -1,0 +1,48 @@
+#!/bin/sh
+# Train the small model of the package from nothing: about two hours on two cores.
+#
+#   launch/tiny.sh            from the folder that holds configs/; writes runs/tiny and lgjax/assets/tiny
+#
+# Two stages at a time, each on a core: what tells (tower, chat) beside what finds (names, eyes); then the rest.
+# Run it again after an interruption: every stage goes on where it was.
+set -eu
+
+out=runs/tiny
+mkdir -p "$out"
+
+on_core() {
+  core=$1
+  shift
+  if command -v taskset >/dev/null; then taskset -c "$core" "$@"; else "$@"; fi
+}
+
+stage() {
+  core=$1 run=$out/$2
+  [ -d "$run/model" ] && return
+  resume=
+  [ -d "$run/checkpoints" ] && resume=--resume
+  on_core "$core" lgjax train --config "configs/tiny_$2.py" --out "$run" $resume >>"$run.txt" 2>&1
+}
+
+words() {
+  stage 0 tower && stage 0 chat
+}
+
+places() {
+  stage 1 names && stage 1 eyes
+}
+
+[ -f configs/tiny_tokenizer.model ] || python launch/tiny_vocabulary.py configs/tiny_tokenizer.model
+words &
+looking=$!
+places &
+finding=$!
+wait "$looking"
+wait "$finding"
+if [ ! -d "$out/prompt_start" ]; then
+  python launch/tiny_prompt_start.py "$out/eyes/model" "$out/prompt_start"
+fi
+stage "0,1" prompts
+stage "0,1" talk
+rm -rf lgjax/assets/tiny
+python launch/tiny_join.py "$out/eyes/model" "$out/talk/model" lgjax/assets/tiny
