@@ -44,5 +44,4 @@ if [ ! -d "$out/prompt_start" ]; then
 fi
 stage "0,1" prompts
 stage "0,1" talk
-rm -rf lgjax/assets/tiny
 python launch/tiny_join.py "$out/eyes/model" "$out/talk/model" lgjax/assets/tiny

@@ -25,7 +25,9 @@ def main(sources: list[Path], target: Path) -> None:
     last = sources[-1]
     files = {file.name: file.read_bytes() for file in (last / store.TOKENIZER).iterdir()}
     tokens = meta.read(last).tokens
-    store.write(target, store.Content(config=tiny(), leaves=leaves, tokenizer=files, tokens=tokens))
+    store.write(
+        target, store.Content(config=tiny(), leaves=leaves, tokenizer=files, tokens=tokens), overwrite=True
+    )
 
 
 def _halved(array: np.ndarray) -> LazyTensor:

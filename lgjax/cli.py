@@ -214,7 +214,6 @@ def checkpoint(
     /,
     *,
     step: str = "last",
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
 ) -> None:
     """Write the model of a training run as a checkpoint folder; a finished run holds its own in RUN/model.
 
@@ -222,12 +221,10 @@ def checkpoint(
         run: Folder of `lgjax train`.
         target: The folder to write.
         step: "last", "best" (smallest loss on held-out data), or the number of a step that is kept.
-        dtype: One number type for everything; None keeps the vision models in float32 and the rest as the run
-            says.
     """
     from lgjax.train.finish import model_of_run
 
-    print(f"wrote {target}, the model of step {model_of_run(run, target, step=step, dtype=dtype)}")
+    print(f"wrote {target}, the model of step {model_of_run(run, target, step=step)}")
 
 
 app.command(data.app, name="data", help=data.HELP)

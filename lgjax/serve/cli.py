@@ -28,7 +28,8 @@ def serve(
     SIGTERM ends the server when every question that it took is answered.
 
     Args:
-        checkpoint: Folder made by `lgjax convert`, or the name of a preset ("debug": tiny and untrained).
+        checkpoint: Folder made by `lgjax convert`; "tiny" comes with the package and knows drawn things, not
+            photographs, "debug" is untrained.
         host: Address to listen at; 0.0.0.0 for all of the machine's.
         port: Port to listen at.
         token_file: File with a bearer token that requests must bring; on the page it is the password of the

@@ -32,32 +32,28 @@ def write_model(
     target: Path,
     *,
     overwrite: bool,
-    dtype: str | None = None,
 ) -> None:
     """Write the model of a state, one tensor at a time.
 
     What cannot have changed is copied from the start folder it came from, bit for bit; what has learnt is
-    float32 in the two vision models and `config.model_dtype` elsewhere. `dtype` instead stores everything in
-    one type. Tensors of the start folders that
+    float32 in the two vision models and `config.model_dtype` elsewhere. Tensors of the start folders that
     only an export needs go along.
 
     Raises:
         FileExistsError, OSError: see `store.write`.
     """
     origins = _origins(config)
-    wanted = _dtype(dtype or config.model_dtype)
+    wanted = np.dtype(ml_dtypes.bfloat16 if config.model_dtype == "bfloat16" else config.model_dtype)
     leaves = {}
     for path, abstract in store.flattened(abstract_params(config.model)).items():
         folder, stored = origins.get(path, (None, abstract))
         origin = folder if tuple(stored.shape) == abstract.shape else None
         if origin is not None and is_unchanged(trained, path):
-            kind = wanted if dtype else np.dtype(stored.dtype)
-            load = functools.partial(_read, origin, path, kind)
+            dtype, load = np.dtype(stored.dtype), functools.partial(_read, origin, path)
         else:
-            kind = store.part_dtype(path.split("/")[0], wanted, np.dtype(np.float32))
-            kind = wanted if dtype else kind
-            load = functools.partial(_learnt, trained, frozen, path, origin, kind)
-        leaves[path] = LazyTensor(abstract.shape, kind, load)
+            dtype = store.part_dtype(path.split("/")[0], wanted, np.dtype(np.float32))
+            load = functools.partial(_learnt, trained, frozen, path, origin, dtype)
+        leaves[path] = LazyTensor(abstract.shape, dtype, load)
     unused: dict[str, Any] = {}
     for folder in config.start:
         unused |= read.open_file(Path(folder) / store.UNUSED).tensors
@@ -87,25 +83,21 @@ def _origins(config: TrainConfig) -> dict[str, tuple[Path, Any]]:
     return found
 
 
-def _dtype(name: str) -> np.dtype:
-    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
-
-
-def _read(folder: Path, path: str, dtype: np.dtype) -> np.ndarray:
-    return np.asarray(store.read_arrays(folder, [path])[path], dtype)
+def _read(folder: Path, path: str) -> np.ndarray:
+    return store.read_arrays(folder, [path])[path]
 
 
 def _learnt(
     trained: Mapping[str, Any], frozen: Mapping[str, Any], path: str, origin: Path | None, dtype: np.dtype
 ) -> np.ndarray:
-    base = None if origin is None or path in trained else store.read_arrays(origin, [path])[path]
+    base = None if origin is None or path in trained else _read(origin, path)
     return np.asarray(leaf_of(trained, frozen, path, base), dtype)
 
 
-def model_of_run(folder: Path, target: Path, *, step: str = "last", dtype: str | None = None) -> int:
+def model_of_run(folder: Path, target: Path, *, step: str = "last") -> int:
     """Write the model of a checkpoint of a run: the "last", the "best" on held-out data, or that of a step.
 
-    dtype: see `write_model`. The run may still be going on.
+    The run may still be going on.
 
     Raises:
         FileNotFoundError: no such checkpoint, or nothing was measured to call one the best.
@@ -124,7 +116,7 @@ def model_of_run(folder: Path, target: Path, *, step: str = "last", dtype: str |
         trained = checkpoints.read_trained(chosen, wanted.trained, int(digest(frozen)))
     finally:
         checkpoints.close()
-    write_model(config, trained, frozen, load_tokenizer(config), target, overwrite=False, dtype=dtype)
+    write_model(config, trained, frozen, load_tokenizer(config), target, overwrite=False)
     return chosen
 
 
