@@ -14,6 +14,12 @@ from jaxtyping import Array, Float, Int
 from lgjax.config import IGNORE_LABEL
 
 
+def head_chunks(length: int, most: int = 256) -> tuple[int, int]:
+    """How many chunks of at most `most` positions the head sees, and their equal size; few are padding."""
+    count = -(-length // most)
+    return count, -(-length // count)
+
+
 def language_loss(
     hidden: Float[Array, "b t d"],
     labels: Int[Array, "b t"],
@@ -24,10 +30,11 @@ def language_loss(
     """Sum of the losses of all labelled tokens, and how many there are; their quotient is the mean.
 
     The state at a position predicts the label of the next one. `logits` is the output head, applied to
-    `chunk` positions at a time (and again in the backward pass); rows of weight 0 do not count.
+    at most `chunk` positions at a time (and again in the backward pass); rows of weight 0 do not count.
     """
+    count, chunk = head_chunks(hidden.shape[1], chunk)
     targets = jnp.concatenate([labels[:, 1:], jnp.full_like(labels[:, :1], IGNORE_LABEL)], axis=1)
-    padding = -hidden.shape[1] % chunk
+    padding = count * chunk - hidden.shape[1]
     hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
     targets = jnp.pad(targets, ((0, 0), (0, padding)), constant_values=IGNORE_LABEL)
 

@@ -41,6 +41,20 @@ def mean_word_loss(logits: Float[Array, "*n v"], words: Int[Array, "*n"], nothin
     return word_loss(logits, words, nothing).sum() / jnp.maximum((words >= 0).sum(), 1)
 
 
+def choice_loss(
+    logits: Float[Array, "b q p"], positive: Bool[Array, "b q p"], phrase_mask: Bool[Array, "b p"]
+) -> Float[Array, " b"]:
+    """How far each phrase is from choosing its own queries alone and alike, added up over the phrases.
+
+    Cross entropy of the softmax over the queries, which is what inference reads. Phrases without a query
+    do not count.
+    """
+    # padded phrases have all logits equal, so their gradients are finite
+    share = positive / jnp.maximum(positive.sum(1, keepdims=True), 1)
+    losses = -(share * jax.nn.log_softmax(logits, axis=1)).sum(1)
+    return jnp.where(phrase_mask, losses, 0).sum(-1)
+
+
 class NamePhrases(NamedTuple):
     """The names of the objects of b images as phrases, one slot for each object.
 

@@ -168,7 +168,8 @@ class LossConfig:
     The last three parts are for models that start without pre-training; all read words by the input table of
     the language model: "words", what image tokens (and visual prompts) show; "names", what the grounding
     model's tokens (and, beside the part "grounding", its queries) show; "phrases", what the state of a <seg>
-    stands for. phrases: the grounding model learns from the states of the language model, or from the names
+    stands for. Beside "names", the class loss of "grounding", which would unlearn names first, gives way to
+    the softmax of inference: each phrase learns to choose its own queries among all. phrases: the grounding model learns from the states of the language model, or from the names
     of the objects.
 
     queries: object queries of the grounding model; points: where each mask is compared; detach_seg: grounding

@@ -9,6 +9,7 @@ deformable attention and of mask points, the costs of matching objects, the othe
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -17,11 +18,10 @@ import jax
 import jax.numpy as jnp
 
 from lgjax.config import ClipConfig, LlamaConfig, ModelConfig, SwinConfig, TransformerConfig
+from lgjax.losses.language import head_chunks
 from lgjax.models.pixel_encoder import level_sizes_of
 from lgjax.parallel.chips import chip_of
 from lgjax.parallel.mesh import make_mesh
-
-_HEAD_CHUNK = 256  # `losses.language.language_loss` pads rows to a multiple of it
 
 # what each part reads; "embed", the table of tokens, has no products but may be trained
 _READS = {
@@ -62,7 +62,7 @@ def forward_flops(
         "clip": rows * _clip(config.clip),
         "projector": rows * _product(config.clip.num_patches, config.clip.hidden_size, width),
         "llama": rows * _llama(config.llama, length),
-        "head": rows * _product(_round_up(length, _HEAD_CHUNK), width, config.llama.vocab_size),
+        "head": rows * _product(math.prod(head_chunks(length)), width, config.llama.vocab_size),
     }
     if config.grounding is not None and grounded_rows and phrases:
         grounding = config.grounding

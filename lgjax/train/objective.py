@@ -32,9 +32,16 @@ from lgjax.losses.grounding import Targets, grounding_losses
 from lgjax.losses.language import language_loss
 from lgjax.losses.points import RandomPoints
 from lgjax.losses.prompting import prompting_losses
-from lgjax.losses.words import mean_word_loss, name_phrases, sphere, table_logits, word_loss
+from lgjax.losses.words import (
+    choice_loss,
+    mean_word_loss,
+    name_phrases,
+    sphere,
+    table_logits,
+    word_loss,
+)
 from lgjax.models.attention import Kernel
-from lgjax.models.grounding import Grounding, normalize_pixels
+from lgjax.models.grounding import Grounding, Prediction, normalize_pixels
 from lgjax.models.llava_grounding import LlavaGrounding, seg_states
 from lgjax.models.position import LevelSizes, cell_centres
 from lgjax.models.prompting import Prompting
@@ -46,6 +53,8 @@ _STREAMS = 64  # most streams of a mixture
 
 IDLE = 0.4  # weight of a query without an object, beside what nothing has anyhow
 NAMES = 4.0  # weight of reading names, so that it counts beside boxes and masks of every layer
+_ALONE = ("interm", "aux0")  # outputs whose queries do not know of each other
+CHOICE = 2.0  # weight of choosing the queries of a phrase
 
 
 class Rows(NamedTuple):
@@ -336,6 +345,7 @@ class Objective:
                 tokens = names(seen["intermediates"]["candidates"][0])
                 found["names_tokens"] = _name_tokens(tokens, features.level_sizes, ground, images)
                 found["names_queries"] = _name_queries(names, seen["intermediates"], matches, ground, numbers)
+                found["names_choice"] = _choose_queries(predictions, matches, targets, images)
                 # names tell queries apart; the class loss would have all names unlearnt first
                 found = {name: value for name, value in found.items() if "mask_cls" not in name}
             return found
@@ -419,7 +429,7 @@ def _name_queries(
     words, total = jnp.where(ground.object_mask, ground.object_words, -1), jnp.zeros(len(ground.images))
     for name, queries in matches.items():
         states = seen[f"normed_{name}"][0]
-        alone = name in ("interm", "aux0")
+        alone = name in _ALONE
         row = jnp.arange(len(states))[:, None]
         # objects without a query write behind the last one
         at = jnp.where(queries >= 0, queries, states.shape[1])
@@ -428,6 +438,27 @@ def _name_queries(
         weights = jnp.where(shown == NOTHING, IDLE, 1)
         total += (weights * word_loss(read(states), shown, NOTHING)).sum(1) / jnp.maximum(numbers, 1)
     return NAMES * total / len(matches)
+
+
+def _choose_queries(
+    predictions: dict[str, Prediction],
+    matches: dict[str, Int[Array, "g t"]],
+    targets: Targets,
+    images: Float[Array, " g"],
+) -> Float[Array, " g"]:
+    """Phrases choose the queries of their objects among all, mean over the outputs behind the decoder.
+
+    `images`: how many of the batch count.
+    """
+    behind, total = [name for name in matches if name not in _ALONE], jnp.zeros(len(targets.boxes))
+    for name in behind:
+        logits = predictions[name].logits
+        # objects without a query have a row of zeros
+        given = jax.nn.one_hot(jnp.where(targets.objects, matches[name], -1), logits.shape[1])
+        positive = jnp.einsum("gtq,gtp->gqp", given, targets.object_phrases.astype(jnp.float32)) > 0
+        total += choice_loss(logits, positive, targets.phrase_mask)
+    each = total / len(behind) / jnp.maximum(targets.phrase_mask.sum(-1), 1)
+    return CHOICE * jnp.where(targets.image_mask, each, 0) / images
 
 
 def _precise(losses: Callable[..., Any], *inputs: Any, **options: Any) -> Any:

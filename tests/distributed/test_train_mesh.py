@@ -151,6 +151,8 @@ def test_vision_sends_nothing_but_parameters_and_gradients():
     rows = {(own, length, width), (own, config.data.phrases, width), (own, config.data.objects, width)}
     sizes = {tuple(sorted(leaf.shape)) for leaf in (*state.trained.values(), *state.frozen.values())}
     sizes.add((width, 804))  # 803 rows, on two devices
+    patch, vision = config.model.clip.patch_size, config.model.clip.hidden_size
+    sizes.add(tuple(sorted((3 * patch**2, vision))))  # the convolution that cuts patches is a product
 
     def is_piece(shape: tuple[int, ...]) -> bool:
         parts = [(1, 2, 4, 8)] * len(shape)

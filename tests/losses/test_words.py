@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 from lgjax.losses.words import (
     NOTHING_WEIGHT,
     SHARPNESS,
+    choice_loss,
     mean_word_loss,
     name_phrases,
     sphere,
@@ -46,6 +47,34 @@ def test_loss_is_the_weighted_cross_entropy():
     np.testing.assert_allclose(word_loss(given, words, 0), wanted, rtol=1e-5)
     np.testing.assert_allclose(mean_word_loss(given, words, 0), np.sum(wanted) / 5, rtol=1e-5)
     assert mean_word_loss(given, jnp.full(6, -1), 0) == 0
+
+
+def test_phrases_choose_their_queries():
+    """Against loops in float64; padded phrases, those without a query do not count."""
+    rng = np.random.default_rng(2)
+    logits, positive = rng.normal(size=(2, 7, 4)) * 4, rng.random((2, 7, 4)) < 0.3
+    positive[0, :, 1], positive[0, 2, 0], positive[1, 0, 3] = False, True, True
+    mask = np.asarray([[True, True, True, False], [True, False, False, True]])
+    logits[~np.broadcast_to(mask[:, None], logits.shape)] = -100
+    wanted = np.zeros(2)
+    for b, p in zip(*np.nonzero(mask), strict=True):
+        chance = np.exp(logits[b, :, p]) / np.exp(logits[b, :, p]).sum()
+        own = positive[b, :, p]
+        if own.any():
+            wanted[b] -= np.log(chance[own]).mean()
+    inputs = jnp.asarray(logits), jnp.asarray(positive), jnp.asarray(mask)
+    np.testing.assert_allclose(choice_loss(*inputs), wanted, rtol=1e-5)
+    slope = jax.grad(lambda logits: choice_loss(logits, *inputs[1:]).sum())(inputs[0])
+    assert np.isfinite(slope).all() and not np.any(np.asarray(slope).swapaxes(1, 2)[~mask])
+
+
+def test_the_best_choice_is_an_even_one():
+    """Two queries of a phrase share its probability: the loss is log 2, and nowhere less."""
+    positive = jnp.asarray([[[True], [True], [False]]])
+    least = choice_loss(jnp.asarray([[[20.0], [20.0], [-20.0]]]), positive, jnp.ones((1, 1), bool))
+    np.testing.assert_allclose(least, np.log(2), rtol=1e-5)
+    uneven = choice_loss(jnp.asarray([[[21.0], [20.0], [-20.0]]]), positive, jnp.ones((1, 1), bool))
+    assert float(uneven[0]) > float(least[0])
 
 
 @settings(deadline=None, max_examples=60)

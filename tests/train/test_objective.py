@@ -329,7 +329,7 @@ def test_words_teach_the_tower_and_names_the_grounding_model():
             return jax.jit(all_parts, compiler_options=OPTIONS)(weights, rows)
 
     slopes, losses = run(composed(named, words=True))
-    assert {"words", "names_tokens", "names_queries", "phrases"} <= set(losses)
+    assert {"words", "names_tokens", "names_queries", "names_choice", "phrases"} <= set(losses)
     norms = {
         part: {
             name: max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(slope[name])) for name in slope
