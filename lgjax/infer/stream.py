@@ -65,8 +65,14 @@ def settled_ids(
 ) -> Int32[np.ndarray, " m"]:
     """Ids before what may turn out to be the begin of a stop."""
     text = tokenizer.decode(ids)
-    begun = [len(text) - n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])]
-    return _ids_within(ids, text[: min(begun)], tokenizer) if begun else ids
+    begun = max((_begun(text, stop) for stop in stops), default=0)
+    return _ids_within(ids, text[: len(text) - begun], tokenizer) if begun else ids
+
+
+def _begun(text: str, stop: str) -> int:
+    """How many characters at the end of the text may begin a stop; only as many as it has are looked at."""
+    most = min(len(stop) - 1, len(text))
+    return next((n for n in range(most, 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def _ids_within(ids: Int32[np.ndarray, " n"], text: str, tokenizer: Tokenizer) -> Int32[np.ndarray, " m"]:

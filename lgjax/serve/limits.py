@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+STOP_CHARACTERS = 256  # of a stop text, which is looked for after every few words
+
 
 class TooLarge(ValueError):
     """Something is over a limit of size."""

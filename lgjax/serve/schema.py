@@ -11,7 +11,7 @@ from lgjax.data import masks
 from lgjax.infer.answer import Answer
 from lgjax.infer.regions import Again, Box, Click, Mask, Reading, Region, Scribble
 from lgjax.infer.request import Options
-from lgjax.serve.limits import Limits, TooLarge
+from lgjax.serve.limits import STOP_CHARACTERS, Limits, TooLarge
 from lgjax.serve.picture import check_picture, read_data_url
 from lgjax.serve.queue import Question, Turn
 
@@ -159,7 +159,7 @@ class ChatRequest(BaseModel):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
-    stop: Annotated[str, Field(max_length=64)] | Annotated[list[str], Field(max_length=4)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
     n: Annotated[int, Field(ge=1, le=1)] | None = None
     ground: bool = True
     threshold: Annotated[float, Field(ge=LOWEST_THRESHOLD, lt=1)] | None = 0.2
@@ -175,8 +175,10 @@ class ChatRequest(BaseModel):
         tokens = self.max_completion_tokens or self.max_tokens or min(256, limits.max_tokens)
         if tokens > limits.max_tokens:
             raise TooLarge(f"max_tokens {tokens} is more than {limits.max_tokens}")
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        if (longest := max(map(len, stop), default=0)) > STOP_CHARACTERS:
+            raise TooLarge(f"a stop text has {longest} characters, more than {STOP_CHARACTERS}")
         picture, turns = self._conversation(limits)
-        stop = () if self.stop is None else self.stop if isinstance(self.stop, str) else tuple(self.stop)
         options = Options(
             ground=self.ground,
             threshold=self.threshold,

@@ -1,6 +1,7 @@
 """Answers that are heard while they are written: the same as asked for whole, in pieces that never change."""
 
 import dataclasses
+import time
 from itertools import chain
 
 import numpy as np
@@ -185,6 +186,15 @@ def test_what_was_told_never_changes(ids, stops):
         assert told == spans[: len(told)]
         assert all(sent[phrase.start : phrase.end] == phrase.text for phrase in told)
     assert final.startswith(sent)
+
+
+def test_a_stop_text_of_any_length_is_looked_for_quickly():
+    """Only as much of it as the answer has characters can have begun; to try every begin takes a minute."""
+    tok = tokenizer()
+    ids = np.asarray(tok.encode("The sky is xxx")[1:], np.int32)
+    start = time.monotonic()
+    settled = settled_ids(ids, ["x" * 1_500_000], tok)
+    assert time.monotonic() - start < 5 and tok.decode(settled).rstrip() == "The sky is"
 
 
 def test_text_is_told_soon():

@@ -173,6 +173,8 @@ FAULTS = [
     ([ask("a?")], {"threshold": 0.01}, 422, "threshold: "),
     ([ask("a?")], {"n": 2}, 422, "n: "),
     ([ask("a?")], {"stop": ""}, 400, "empty text"),
+    ([ask("a?")], {"stop": "x" * 257}, 413, "a stop text has 257 characters, more than 256"),
+    ([ask("a?")], {"stop": ["a", "x" * 99_000]}, 413, "a stop text has 99000 characters, more than 256"),
     ([ask("  ")], {}, 400, "the question is empty"),
     ([ask("<image>?")], {}, 400, "leave <image> out"),
     ([ask("a?", regions=[CLICK])], {}, 400, "does not say where it is meant"),
