@@ -342,7 +342,7 @@ class Conversation:
     def _read(
         self, regions: Sequence[Shown]
     ) -> tuple[Float32[np.ndarray, "n d"], Bool[np.ndarray, "n h w"] | None]:
-        """Object feature and mask of each region."""
+        """Object feature and mask on the canvas of each region."""
         width = self._model.config.llama.hidden_size
         if not regions:
             return np.zeros((0, width), np.float32), None
@@ -355,8 +355,7 @@ class Conversation:
         real = (np.arange(room) < len(regions))[None]
         features, model = self._view.prompt_features, self._model
         objects, masks = engine.read_prompts(model.config, model.params, features, prompts, is_box, real)
-        full = images.restore_mask(np.asarray(masks[0, : len(regions)]), size)
-        return np.asarray(objects[0, : len(regions)], np.float32), full
+        return np.asarray(objects[0, : len(regions)], np.float32), np.asarray(masks[0, : len(regions)])
 
 
 def _assign(marks: int, regions: int, first: int) -> tuple[int, ...]:

@@ -95,12 +95,13 @@ def build_answer(
     """Join ids and what was found for their phrases."""
     parsed = markup.parse_ids(ids, tokenizer)
     nothing = np.zeros((1, 4), np.float32)
+    regions = request.region_masks
     return Answer(
         # the end tag spelled with ordinary pieces ends an answer too, but is no part of it
         text=parsed.text.removesuffix(END_TAG).rstrip(),
         phrases=tuple(build_phrases(request, parsed.phrases, grounded)),
         image=request.view.image,
-        region_masks=request.region_masks,
+        region_masks=None if regions is None else images.restore_mask(regions, request.view.image.size),
         tagged_text=tokenizer.decode(ids).removesuffix(END_TAG).rstrip(),
         canvas_boxes=tuple(found.boxes if len(found.boxes) else nothing for found in grounded),
         finished=finished,

@@ -183,8 +183,8 @@ class Request:
     """One row of a batch: a planned prompt about a view.
 
     plan: where each position comes from; objects: features that the plan's object numbers point at; start:
-    positions that the cache already holds; region_masks: what each region of this question covers; forced:
-    ids to take instead of choosing them.
+    positions that the cache already holds; region_masks: what each region of this question covers on the
+    square canvas; forced: ids to take instead of choosing them.
     """
 
     view: View

@@ -16,7 +16,7 @@ from lgjax.infer.regions import Region
 from lgjax.infer.request import Model, Options, Request, View
 from lgjax.infer.run import Batch, Reader
 from lgjax.infer.stream import Done, Event, Found, Words
-from lgjax.serve.limits import Limits, TooLarge
+from lgjax.serve.limits import PHRASE_PIXELS, Limits, TooLarge
 from lgjax.serve.metrics import Metrics
 from lgjax.serve.picture import decode_picture
 
@@ -153,7 +153,11 @@ class Desk:
             if not tickets and self._closing:
                 return
             start = time.monotonic()
-            planned = [(ticket, request) for ticket in tickets if (request := self._planned(ticket))]
+            planned = [
+                (ticket, request)
+                for ticket in tickets
+                if not ticket.left and (request := self._planned(ticket))
+            ]
             if planned:
                 self._answer(planned)
                 self._seconds += 0.2 * (time.monotonic() - start - self._seconds)
@@ -191,7 +195,14 @@ class Desk:
         if sum(map(len, said)) > _LONGEST_TOKEN * most:  # seen before it costs anybody time
             raise TooLarge(f"the conversation has more than {most} tokens")
         self._check_given(options.answer or "")
-        conversation = Conversation(self._model, self._view(question.picture), "demo")
+        view = self._view(question.picture)
+        width, height = view.image.size
+        if (phrases := (options.answer or "").count("<seg>")) * width * height > PHRASE_PIXELS:
+            raise TooLarge(
+                f"{phrases} phrases in a picture of {width} x {height} pixels are too many: give an answer with "
+                f"at most {PHRASE_PIXELS // (width * height)}, or send a smaller picture"
+            )
+        conversation = Conversation(self._model, view, "demo")
         for turn, answer in question.earlier:
             conversation.recall(turn.text, turn.regions, answer, ground=options.ground)
         request, _ = conversation.request(question.turn.text, question.turn.regions, options)

@@ -8,10 +8,11 @@ import numpy as np
 from pydantic import BaseModel, Field, FiniteFloat
 
 from lgjax.data import masks
+from lgjax.data.images import ImageSize
 from lgjax.infer.answer import Answer
-from lgjax.infer.regions import Again, Box, Click, Mask, Reading, Region, Scribble
+from lgjax.infer.regions import Again, Box, Click, Mask, Reading, Region, Scribble, as_trained
 from lgjax.infer.request import Options
-from lgjax.serve.limits import STOP_CHARACTERS, Limits, TooLarge
+from lgjax.serve.limits import MASK_PIXELS, POINTS, STOP_CHARACTERS, Limits, TooLarge
 from lgjax.serve.picture import check_picture, read_data_url
 from lgjax.serve.queue import Question, Turn
 
@@ -49,7 +50,7 @@ class ScribbleRegion(BaseModel):
     """Points [x, y] over one thing, or several clicks on it, read as a click or a box."""
 
     type: Literal["scribble"]
-    points: Annotated[list[tuple[FiniteFloat, FiniteFloat]], Field(min_length=1, max_length=10_000)]
+    points: Annotated[list[tuple[FiniteFloat, FiniteFloat]], Field(min_length=1, max_length=POINTS)]
     reading: Reading = "click"
 
     def region(self) -> Region:
@@ -213,15 +214,33 @@ class ChatRequest(BaseModel):
             raise ValueError(f"the first message has {len(pictures)} pictures; one is needed")
         data = read_data_url(pictures[0])
         size = check_picture(data, limits)
-        turns = []
-        for message in asked:
-            for region in message.regions:
-                if isinstance(region, MaskRegion) and region.size != [size[1], size[0]]:
-                    raise ValueError(
-                        f"a mask has size {region.size}, but the picture {[size[1], size[0]]} (height, width)"
-                    )
-            turns.append(Turn(message.text, tuple(region.region() for region in message.regions)))
-        return data, turns
+        self._check_regions(size)
+        return data, [
+            # what is large becomes the click or box that it is read as at once, one after the other
+            Turn(message.text, tuple(_small(part.region(), size) for part in message.regions))
+            for message in asked
+        ]
+
+    def _check_regions(self, size: ImageSize) -> None:
+        """Refuse masks of another size than the picture's, and what would take long to read."""
+        regions = [part for message in self.messages for part in message.regions]
+        points = sum(len(part.points) for part in regions if isinstance(part, ScribbleRegion))
+        if points > POINTS:
+            raise TooLarge(f"the scribbles have {points} points together, more than {POINTS}")
+        shapes = [part.size for part in regions if isinstance(part, MaskRegion)]
+        if wrong := [shape for shape in shapes if shape != [size[1], size[0]]]:
+            raise ValueError(
+                f"a mask has size {wrong[0]}, but the picture {[size[1], size[0]]} (height, width)"
+            )
+        if (pixels := len(shapes) * size[0] * size[1]) > MASK_PIXELS:
+            raise TooLarge(
+                f"{len(shapes)} masks have {pixels} pixels together, more than {MASK_PIXELS}; "
+                "say 'again' for one that was shown, or send a smaller picture"
+            )
+
+
+def _small(region: Region, size: ImageSize) -> Region:
+    return region if isinstance(region, Again) else as_trained(region, size)
 
 
 class Code(BaseModel):

@@ -1,14 +1,16 @@
 """The queue by itself: places, batches, faults and the end, with what is told to whom."""
 
+import io
 import queue
 import threading
 
+import PIL.Image
 import pytest
 
 from lgjax.infer.request import Options
 from lgjax.infer.run import Batch
 from lgjax.infer.stream import Done, Words
-from lgjax.serve.limits import Limits
+from lgjax.serve.limits import Limits, TooLarge
 from lgjax.serve.metrics import Metrics
 from lgjax.serve.queue import Busy, Desk, Question, Stopping, Ticket, Turn
 from tests.infer.model import GROUNDED, model
@@ -140,6 +142,28 @@ def test_an_event_that_cannot_be_told_becomes_a_fault():
     assert str(events[-1]) == "no JSON"
     desk.close()
     assert hear.empty()
+
+
+def test_phrases_of_a_given_answer_are_bounded_by_the_size_of_the_picture():
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (4000, 4000)).save(file, "PNG")
+    desk = Desk(model(), Limits(), Metrics())
+    with pytest.raises(TooLarge, match="5 phrases in a picture of 4000 x 4000 pixels .* at most 4"):
+        desk._plan(Client("a <seg>" * 5, picture=file.getvalue()).ticket.question)
+
+
+def test_nobody_reads_the_question_of_a_client_that_has_gone(monkeypatch):
+    desk = Held(Limits(batch=2))
+    gone, here = Client("answer 1."), Client("answer 2.")
+    planned = []
+    plan = desk._plan
+    monkeypatch.setattr(desk, "_plan", lambda question: planned.append(question) or plan(question))
+    for client in (gone, here):
+        desk.submit(client.ticket)
+    gone.ticket.left = True  # as of one that leaves when its batch was gathered
+    desk.free.set()
+    assert here.answer() == "answer 2." and planned == [here.ticket.question]
+    desk.close()
 
 
 def test_features_of_pictures_are_kept_for_the_next_question():
