@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float32
 from lgjax import draw
 from lgjax.data import masks
 from lgjax.text import markup
+from lgjax.text.tokenizer import IMAGE_PLACEHOLDER
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,14 +65,25 @@ class Answer:
         """The union of all region masks."""
         return None if self.region_masks is None else np.asarray(self.region_masks.any(0))
 
+    @property
+    def remembered(self) -> str:
+        """The answer as the released demo repeats it in later prompts, white space included.
+
+        Source: spec/language_model.md 7.4, 13.5.
+        """
+        nothing = [np.zeros((len(boxes), 1, 1), bool) for boxes in self.canvas_boxes]
+        text, _, _ = markup.filter_empty_box_masks(self.tagged_text, self.canvas_boxes, nothing)
+        return markup.demo_history(markup.demo_html(text)).replace(IMAGE_PLACEHOLDER, "")
+
     def to_json(self) -> dict[str, Any]:
         """Plain dict of text, phrases and region mask; masks are COCO run-length codes.
 
-        {"text", "phrases": [{"text", "span", "boxes", "scores", "masks": [{"size", "counts"}]}],
+        {"text", "remembered", "phrases": [{"text", "span", "boxes", "scores", "masks": [{"size", "counts"}]}],
         "region_mask"}
         """
         return {
             "text": self.text,
+            "remembered": self.remembered,
             "phrases": [phrase.to_json() for phrase in self.phrases],
             "region_mask": None if self.region_mask is None else masks.encode(self.region_mask),
         }

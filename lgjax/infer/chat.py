@@ -24,7 +24,6 @@ from lgjax.infer.run import Batch, Progress, run
 from lgjax.infer.stream import Done, Event
 from lgjax.models.llama import Cache
 from lgjax.models.splice import plan_row
-from lgjax.text import markup
 from lgjax.text.conversation import GROUNDING_SUFFIX, History, chat_prompt
 from lgjax.text.tokenizer import IMAGE_PLACEHOLDER
 
@@ -197,7 +196,9 @@ class Conversation:
         return known[region.number - 1]
 
     def recall(self, text: str, region: Regions, answer: str, **options: Any) -> None:
-        """Put a question that was asked elsewhere and its answer (plain text) at the end of the conversation.
+        """Put a question that was asked elsewhere and its answer at the end of the conversation.
+
+        answer: `Answer.remembered`, or any plain text.
 
         Raises:
             ValueError: see `GroundedChat.ask`.
@@ -264,12 +265,10 @@ class Conversation:
             yield event
 
     def _remembered(self, answer: Answer) -> str:
-        """The answer as later prompts repeat it. Source: spec/language_model.md 7.4, 13.5."""
+        """The answer as later prompts repeat it."""
         if self._history == "training":
             return answer.tagged_text.replace(IMAGE_PLACEHOLDER, "")
-        masks = [np.zeros((len(boxes), 1, 1), bool) for boxes in answer.canvas_boxes]
-        text, _, _ = markup.filter_empty_box_masks(answer.tagged_text, answer.canvas_boxes, masks)
-        return markup.demo_history(markup.demo_html(text)).replace(IMAGE_PLACEHOLDER, "")
+        return answer.remembered
 
     def request(self, text: str, region: Regions, options: Options) -> tuple[Request, Turn]:
         """Plan the prompt of the next question and read its regions; the conversation does not change.

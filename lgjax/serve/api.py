@@ -193,8 +193,9 @@ class _Listener:
             return [self._chunk(schema.Delta(phrases=[_numbered(event.number, event.phrase)]))]
         answer = event.answer
         phrases = [_numbered(number, phrase) for number, phrase in enumerate(answer.phrases)]
-        region = schema.message_of(answer).region_mask
-        last = self._chunk(schema.Delta(phrases=phrases, region_mask=region))
+        whole = schema.message_of(answer)
+        delta = schema.Delta(remembered=whole.remembered, phrases=phrases, region_mask=whole.region_mask)
+        last = self._chunk(delta)
         last.choices[0].finish_reason = schema.finish_reason(answer)
         tokens = schema.usage(answer, self._ticket.prompt_tokens)
         return [last, schema.Chunk(**self._head, choices=[], usage=tokens)]

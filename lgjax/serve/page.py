@@ -112,7 +112,7 @@ class Page:
             ValueError: the question makes no sense.
             Busy, Stopping: the server takes none.
         """
-        earlier = tuple((asked.turn, asked.answer["text"]) for asked in session.turns)
+        earlier = tuple((asked.turn, asked.answer["remembered"]) for asked in session.turns)
         self._limits.check_conversation(
             [len(part.regions) for part in (*[past for past, _ in earlier], turn)]
         )

@@ -52,7 +52,7 @@ class Turn:
 class Question:
     """What a client asks.
 
-    picture: the bytes of a file; earlier: questions and answers so far; live: whether events are wanted as
+    picture: the bytes of a file; earlier: questions, and answers as they are remembered, so far; live: whether events are wanted as
     they come, or the answer alone.
     """
 

@@ -115,12 +115,15 @@ Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 class Message(BaseModel):
     """A question of the user, or an earlier answer of the assistant.
 
-    `regions` (extra field, of the user's messages): one for each % of the question, in order.
+    `regions` (extra field, of the user's messages): one for each % of the question, in order. `remembered`
+    (extra field, of the assistant's messages): sent back as it came with the answer, it goes into the prompt
+    instead of `content`, with the spaces that the model knows.
     """
 
     role: Literal["user", "assistant", "system", "developer"]
     content: Annotated[str, Field(max_length=_TEXT)] | list[Part]
     regions: list[AnyRegion] = []
+    remembered: Annotated[str, Field(max_length=_TEXT)] | None = None
 
     @property
     def text(self) -> str:
@@ -190,7 +193,7 @@ class ChatRequest(BaseModel):
             stop=stop,
             answer=self.answer,
         )
-        answers = [message.text for message in self.messages[1::2]]
+        answers = [message.remembered or message.text for message in self.messages[1::2]]
         earlier = tuple(zip(turns[:-1], answers, strict=True))
         return Question(picture, earlier, turns[-1], options, self.stream)
 
@@ -270,10 +273,14 @@ class NumberedPhrase(PhraseOut):
 
 
 class MessageOut(BaseModel):
-    """The answer; `phrases` and `region_mask` are extra fields."""
+    """The answer; `remembered`, `phrases` and `region_mask` are extra fields.
+
+    The whole message, or its `content` and `remembered`, belongs into the messages of the next question.
+    """
 
     role: Literal["assistant"] = "assistant"
     content: str
+    remembered: str
     phrases: list[PhraseOut]
     region_mask: Code | None
 
@@ -309,12 +316,13 @@ class ChatResponse(BaseModel):
 class Delta(BaseModel):
     """A piece of a streamed answer: words, or `phrases` (extra field).
 
-    A phrase comes as soon as it was found. The last piece holds all phrases and `region_mask` as they are in
-    an answer that is not streamed.
+    A phrase comes as soon as it was found. The last piece holds `remembered`, all phrases and `region_mask`
+    as they are in an answer that is not streamed.
     """
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    remembered: str | None = None
     phrases: list[NumberedPhrase] | None = None
     region_mask: Code | None = None
 

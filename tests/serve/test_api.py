@@ -15,6 +15,7 @@ import pytest
 from lgjax.data import masks
 from lgjax.infer import run as run_module
 from lgjax.infer.regions import Again, Box, Click, Mask, Scribble
+from lgjax.infer.request import Options
 from lgjax.serve.api import create_app
 from lgjax.serve.limits import Limits
 from tests.infer.model import GROUNDED, chat, model, picture
@@ -124,6 +125,32 @@ def test_regions_of_all_kinds_over_several_turns(address):
     again = [Again(2), Box(1, 2, 50, 60)]
     want = talk.ask("And is % left of % ?", again, answer=GROUNDED, threshold=None)
     close(as_answer(reply["choices"][0]["message"]), want.to_json())
+
+
+def test_a_conversation_goes_on_as_that_of_the_library(client, app, monkeypatch):
+    """With the same prompt, to the last space around the phrases of earlier answers, streamed or not."""
+    prompts, planned = [], app.state.desk._plan
+
+    def plan(question):
+        request = planned(question)
+        prompts.append(request.plan.tokens)
+        return request
+
+    monkeypatch.setattr(app.state.desk, "_plan", plan)
+    talk, first = chat().start(picture(0)), ask("What is it?")
+    talk.ask("What is it?", answer=GROUNDED, threshold=None)
+    want = talk.request("What else?", None, Options())[0].plan.tokens
+    body = {"model": "debug", "extra_body": {"answer": GROUNDED, "threshold": None}}
+    whole = client.chat.completions.create(messages=[first], **body).choices[0].message
+    chunks = list(client.chat.completions.create(messages=[first], stream=True, **body))
+    pieces = [chunk.choices[0].delta for chunk in chunks]
+    text = "".join(piece.content or "" for piece in pieces)
+    remembered = pieces[-1].model_extra["remembered"]
+    assert text == whole.content != remembered
+    for earlier in (whole, {"role": "assistant", "content": text, "remembered": remembered}):
+        messages = [first, earlier, {"role": "user", "content": "What else?"}]
+        client.chat.completions.create(model="debug", messages=messages, max_tokens=2)
+        np.testing.assert_array_equal(prompts[-1], want)
 
 
 def test_a_photograph_that_is_turned_has_the_size_that_is_seen(address):
