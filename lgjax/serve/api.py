@@ -163,7 +163,12 @@ class _Listener:
 
     def __init__(self, desk: Desk, question: Question, model: str) -> None:
         self._desk = desk
-        self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+        self._head: dict[str, Any] = {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": model,
+            "seed": question.options.seed,
+        }
         self._loop = asyncio.get_running_loop()
         self._told: asyncio.Queue[Exception | schema.ChatResponse | list[schema.Chunk]] = asyncio.Queue()
         self._ticket = Ticket(question, self._tell)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -151,7 +152,7 @@ class ChatRequest(BaseModel):
     Extra fields: `ground` asks for phrases with boxes and masks; `threshold` keeps what is found with a
     probability above it (null: the best of each phrase alone); `answer` is a text with
     <g_s> phrase <g_e> <seg> to ground instead of a generated one. Unlike OpenAI's, `temperature` is 0 by
-    default.
+    default; without a `seed` one is drawn at random, and the answer says which.
     """
 
     messages: Annotated[list[Message], Field(min_length=1)]
@@ -188,7 +189,7 @@ class ChatRequest(BaseModel):
             threshold=self.threshold,
             temperature=self.temperature or 0.0,
             top_p=1.0 if self.top_p is None else self.top_p,
-            seed=self.seed or 0,
+            seed=secrets.randbelow(2**32) if self.seed is None and self.temperature else self.seed or 0,
             max_tokens=tokens,
             stop=stop,
             answer=self.answer,
@@ -303,12 +304,13 @@ class Usage(BaseModel):
 
 
 class ChatResponse(BaseModel):
-    """An answer."""
+    """An answer; `seed` (extra field) is what it was drawn with, given or not, to draw it again."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
     created: int
     model: str
+    seed: int
     choices: list[Choice]
     usage: Usage
 
@@ -342,6 +344,7 @@ class Chunk(BaseModel):
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     created: int
     model: str
+    seed: int
     choices: list[ChunkChoice]
     usage: Usage | None = None
 

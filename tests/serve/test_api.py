@@ -101,6 +101,7 @@ def test_generated_answers_are_those_of_the_library(client):
         reply = client.chat.completions.create(model="debug", messages=[ask("What is it?")], **options)
         want = chat().ask(picture(0), "What is it?", **options)
         assert (reply.choices[0].message.content, reply.choices[0].finish_reason) == (want.text, "length")
+        assert reply.model_extra["seed"] == options.get("seed", 0)
 
 
 def test_regions_of_all_kinds_over_several_turns(address):

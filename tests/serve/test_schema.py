@@ -72,3 +72,12 @@ def test_regions_of_a_request_are_bounded_together():
     wide = (4000, 4000)
     with pytest.raises(TooLarge, match="6 masks have 96000000 pixels together, more than 64000000"):
         read(talk([mask(wide)] * 3, questions=2, size=wide))
+
+
+def test_what_is_drawn_has_a_seed_of_its_own_unless_one_is_given():
+    def seed(**body) -> int:
+        return read([ask("What is it?")], **body).options.seed
+
+    assert len({seed(temperature=0.5) for _ in range(4)}) > 1
+    assert seed(temperature=0.5, seed=0) == 0 and seed(temperature=0.5, seed=7) == 7
+    assert seed() == seed(temperature=0) == 0
