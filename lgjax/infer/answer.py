@@ -78,8 +78,8 @@ class Answer:
     def to_json(self) -> dict[str, Any]:
         """Plain dict of text, phrases and region mask; masks are COCO run-length codes.
 
-        {"text", "remembered", "phrases": [{"text", "span", "boxes", "scores", "masks": [{"size", "counts"}]}],
-        "region_mask"}
+        {"text", "remembered", "phrases": [{"text", "span", "boxes", "scores", "masks": [{"size",
+        "counts"}]}], "region_mask"}
         """
         return {
             "text": self.text,

@@ -35,8 +35,13 @@ message say what its `%` stand for; the answer's `phrases` are extra fields of i
 _LOOK_SECONDS = 0.25  # between two looks whether a silent client is still there
 _DRAIN = 4  # times the limit of an upload are read and thrown away, so that its sender hears why
 _NO_CACHE = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-_CODES = {401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_exceeded"}
+_LONGEST_FAULT = 360  # characters
+_CODES = {401: "invalid_api_key", 404: "unknown_url", 429: "rate_limit_exceeded"}
 _OWN_FAULT = "a fault of the server; its log says more"
+_SCHEMA_FAULTS = {
+    "json_invalid": "the body is no JSON",
+    "extra_forbidden": "{place}: there is no such field; /docs lists those there are",
+}
 _log = logging.getLogger("lgjax.serve")
 _FAULTS: dict[int | str, dict[str, Any]] = {
     status: {"model": schema.FaultResponse, "description": what}
@@ -56,16 +61,22 @@ _FAULTS: dict[int | str, dict[str, Any]] = {
 class _Refused(Exception):
     """A request that gets a fault for an answer."""
 
-    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, headers: dict[str, str] | None = None, code: str | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
+        self.code = code or _CODES.get(status)
         self.headers = headers
 
     @property
     def body(self) -> schema.Fault:
         """The fault as JSON says it."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
-        return schema.Fault(message=str(self), type=kind, code=_CODES.get(self.status))
+        message = " ".join(str(self).split())  # what was sent may stand in it, and may be megabytes
+        if len(message) > _LONGEST_FAULT:
+            message = message[:_LONGEST_FAULT] + "..."
+        return schema.Fault(message=message, type=kind, code=self.code)
 
 
 def create_app(
@@ -94,6 +105,12 @@ def create_app(
             how = "send the header 'Authorization: Bearer TOKEN'"
             raise _Refused(401, f"wrong or no token; {how}", {"WWW-Authenticate": "Bearer"})
 
+    described = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "lgjax"}
+
+    def no_model(asked: str | None) -> _Refused:
+        message = f"there is no model '{str(asked)[:80]}'; this server has '{name}'"
+        return _Refused(404, message, code="model_not_found")
+
     app = fastapi.FastAPI(title="lgjax", version=__version__, description=DESCRIPTION, lifespan=lifespan)
     app.state.desk = desk
     app.add_middleware(_Gate, limit=limits.upload_bytes, metrics=metrics)
@@ -117,7 +134,16 @@ def create_app(
     @app.get("/v1/models", dependencies=allowed, responses={401: _FAULTS[401]})
     def models() -> dict[str, Any]:
         """List the one model."""
-        return {"object": "list", "data": [{"id": name, "object": "model", "owned_by": "lgjax"}]}
+        return {"object": "list", "data": [described]}
+
+    @app.get(
+        "/v1/models/{asked:path}", dependencies=allowed, responses={404: _FAULTS[404], 401: _FAULTS[401]}
+    )
+    def one_model(asked: str) -> dict[str, Any]:
+        """Describe the one model."""
+        if asked != name:
+            raise no_model(asked)
+        return described
 
     @app.post(
         "/v1/chat/completions",
@@ -135,7 +161,7 @@ def create_app(
     async def chat(body: schema.ChatRequest, request: fastapi.Request) -> Any:
         """Answer the last message; with `stream`, as server-sent events."""
         if body.model not in (None, name):
-            raise _Refused(404, f"there is no model '{body.model}'; this server has '{name}'")
+            raise no_model(body.model)
         try:
             question = await asyncio.to_thread(body.question, limits)
         except ValueError as error:
@@ -154,6 +180,17 @@ def create_app(
                 raise _fault(event) from event
             if isinstance(event, schema.ChatResponse):
                 return event
+
+    methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+
+    @app.api_route("/v1/{path:path}", methods=methods, dependencies=allowed, include_in_schema=False)
+    def nothing(path: str, request: fastapi.Request) -> None:
+        """Refuse in OpenAI's shape what the page, which takes every other path, would answer."""
+        how = {"chat/completions": "POST", "models": "GET"}.get("models" if path[:7] == "models/" else path)
+        if how is not None:
+            message = f"/v1/{path} is for {how}, not {request.method}; see /docs"
+            raise _Refused(405, message, {"Allow": how})
+        raise _Refused(404, f"there is no /v1/{path}; /docs lists what there is")
 
     return app
 
@@ -267,8 +304,9 @@ async def _answer_fault(request: fastapi.Request, error: Exception) -> JSONRespo
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]  # what was sent is not repeated: it may be megabytes
         place = ".".join(str(part) for part in first["loc"] if part != "body") or "the body"
-        no_json = first["type"] == "json_invalid"
-        error = _Refused(422, "the body is no JSON" if no_json else f"{place}: {first['msg']}")
+        error = _Refused(
+            422, _SCHEMA_FAULTS.get(first["type"], "{place}: {msg}").format(place=place, **first)
+        )
     elif isinstance(error, HTTPException):
         error = _Refused(error.status_code, str(error.detail), dict(error.headers or {}))
     elif not isinstance(error, _Refused):

@@ -52,8 +52,8 @@ class Turn:
 class Question:
     """What a client asks.
 
-    picture: the bytes of a file; earlier: questions, and answers as they are remembered, so far; live: whether events are wanted as
-    they come, or the answer alone.
+    picture: the bytes of a file; earlier: questions so far, and answers as they are remembered; live: whether
+    events are wanted as they come, or the answer alone.
     """
 
     picture: bytes
@@ -199,8 +199,8 @@ class Desk:
         width, height = view.image.size
         if (phrases := (options.answer or "").count("<seg>")) * width * height > PHRASE_PIXELS:
             raise TooLarge(
-                f"{phrases} phrases in a picture of {width} x {height} pixels are too many: give an answer with "
-                f"at most {PHRASE_PIXELS // (width * height)}, or send a smaller picture"
+                f"{phrases} phrases in a picture of {width} x {height} pixels are too many: give an answer "
+                f"with at most {PHRASE_PIXELS // (width * height)}, or send a smaller picture"
             )
         conversation = Conversation(self._model, view, "demo")
         for turn, answer in question.earlier:

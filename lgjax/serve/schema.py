@@ -13,6 +13,7 @@ from lgjax.data.images import ImageSize
 from lgjax.infer.answer import Answer
 from lgjax.infer.regions import Again, Box, Click, Mask, Reading, Region, Scribble, as_trained
 from lgjax.infer.request import Options
+from lgjax.serve.fields import MESSAGE_IDLE, MESSAGE_IGNORED, REQUEST_IDLE, REQUEST_IGNORED, Strict
 from lgjax.serve.limits import MASK_PIXELS, POINTS, STOP_CHARACTERS, Limits, TooLarge
 from lgjax.serve.picture import check_picture, read_data_url
 from lgjax.serve.queue import Question, Turn
@@ -21,7 +22,7 @@ LOWEST_THRESHOLD = 0.1  # at most nine boxes and masks a phrase
 _TEXT = 20_000
 
 
-class ClickRegion(BaseModel):
+class ClickRegion(Strict):
     """A clicked pixel of the picture."""
 
     type: Literal["click"]
@@ -33,7 +34,7 @@ class ClickRegion(BaseModel):
         return Click(self.x, self.y)
 
 
-class BoxRegion(BaseModel):
+class BoxRegion(Strict):
     """A box by two opposite corner pixels."""
 
     type: Literal["box"]
@@ -47,7 +48,7 @@ class BoxRegion(BaseModel):
         return Box(self.x0, self.y0, self.x1, self.y1)
 
 
-class ScribbleRegion(BaseModel):
+class ScribbleRegion(Strict):
     """Points [x, y] over one thing, or several clicks on it, read as a click or a box."""
 
     type: Literal["scribble"]
@@ -59,7 +60,7 @@ class ScribbleRegion(BaseModel):
         return Scribble(tuple(self.points), self.reading)
 
 
-class MaskRegion(BaseModel):
+class MaskRegion(Strict):
     """A mask of the picture as a compressed COCO run-length code, read as a box or a click."""
 
     type: Literal["mask"]
@@ -74,7 +75,7 @@ class MaskRegion(BaseModel):
         return Mask(np.asarray(masks.decode(code, (width, height))), self.reading)
 
 
-class AgainRegion(BaseModel):
+class AgainRegion(Strict):
     """A region of an earlier question; these are numbered from 1 as they came."""
 
     type: Literal["again"]
@@ -90,20 +91,21 @@ AnyRegion = Annotated[
 ]
 
 
-class ImageUrl(BaseModel):
+class ImageUrl(Strict):
     """The picture as a data URL: data:image/png;base64,... (or jpeg, webp). Nothing is fetched."""
 
+    ignored = frozenset({"detail"})
     url: str
 
 
-class ImagePart(BaseModel):
+class ImagePart(Strict):
     """The picture of the conversation; it stands in the first message."""
 
     type: Literal["image_url"]
     image_url: ImageUrl
 
 
-class TextPart(BaseModel):
+class TextPart(Strict):
     """Words of a message."""
 
     type: Literal["text"]
@@ -113,7 +115,7 @@ class TextPart(BaseModel):
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
-class Message(BaseModel):
+class Message(Strict):
     """A question of the user, or an earlier answer of the assistant.
 
     `regions` (extra field, of the user's messages): one for each % of the question, in order. `remembered`
@@ -121,9 +123,11 @@ class Message(BaseModel):
     instead of `content`, with the spaces that the model knows.
     """
 
+    ignored = MESSAGE_IGNORED
+    idle = MESSAGE_IDLE
     role: Literal["user", "assistant", "system", "developer"]
     content: Annotated[str, Field(max_length=_TEXT)] | list[Part]
-    regions: list[AnyRegion] = []
+    regions: list[AnyRegion] = Field(default_factory=list)
     remembered: Annotated[str, Field(max_length=_TEXT)] | None = None
 
     @property
@@ -140,14 +144,18 @@ class Message(BaseModel):
         return [part.image_url.url for part in parts if isinstance(part, ImagePart)]
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Strict):
     """Options of a streamed answer."""
 
+    ignored = frozenset({"include_obfuscation"})
     include_usage: bool = False
 
 
-class ChatRequest(BaseModel):
-    """A question about a picture. Fields of OpenAI's that are not listed here are ignored.
+class ChatRequest(Strict):
+    """A question about a picture.
+
+    Fields of OpenAI's that change no answer, as `user`, may be given; those that would, as `tools`, and
+    misspelt ones are refused.
 
     Extra fields: `ground` asks for phrases with boxes and masks; `threshold` keeps what is found with a
     probability above it (null: the best of each phrase alone); `answer` is a text with
@@ -155,6 +163,8 @@ class ChatRequest(BaseModel):
     default; without a `seed` one is drawn at random, and the answer says which.
     """
 
+    ignored = REQUEST_IGNORED
+    idle = REQUEST_IDLE
     messages: Annotated[list[Message], Field(min_length=1)]
     model: str | None = None
     stream: bool = False

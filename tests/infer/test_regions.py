@@ -78,7 +78,7 @@ def test_regions_of_all_kinds_in_one_question_have_a_mark_each():
     other, _ = chat().start(picture(0)).request(question, same, Options())
     np.testing.assert_array_equal(one.objects, other.objects)
     np.testing.assert_array_equal(one.plan.objects[one.plan.objects >= 0], [0, 1, 2, 3])
-    assert one.region_masks.shape == (4, 90, 120)
+    assert one.region_masks.shape == (4, 128, 128)
     assert len(np.unique(one.objects.round(4), axis=0)) == 4
 
 

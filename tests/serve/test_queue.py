@@ -148,7 +148,7 @@ def test_phrases_of_a_given_answer_are_bounded_by_the_size_of_the_picture():
     file = io.BytesIO()
     PIL.Image.new("RGB", (4000, 4000)).save(file, "PNG")
     desk = Desk(model(), Limits(), Metrics())
-    with pytest.raises(TooLarge, match="5 phrases in a picture of 4000 x 4000 pixels .* at most 4"):
+    with pytest.raises(TooLarge, match=r"5 phrases in a picture of 4000 x 4000 pixels .* at most 4"):
         desk._plan(Client("a <seg>" * 5, picture=file.getvalue()).ticket.question)
 
 

@@ -81,3 +81,13 @@ def test_what_is_drawn_has_a_seed_of_its_own_unless_one_is_given():
     assert len({seed(temperature=0.5) for _ in range(4)}) > 1
     assert seed(temperature=0.5, seed=0) == 0 and seed(temperature=0.5, seed=7) == 7
     assert seed() == seed(temperature=0) == 0
+
+
+def test_fields_of_openai_that_change_no_answer_are_known():
+    image = {"type": "image_url", "image_url": {"url": url(), "detail": "high"}}
+    first = {"role": "user", "content": [{"type": "text", "text": "a?"}, image], "name": "ann"}
+    back = {"role": "assistant", "content": "b", "refusal": None, "tool_calls": None, "phrases": []}
+    idle = {"tools": [], "logprobs": False, "response_format": {"type": "text"}, "presence_penalty": 0.0}
+    found = read([first, back, {"role": "user", "content": "% of what?"}], user="ann", seed=None, **idle)
+    assert [(turn.text, answer) for turn, answer in found.earlier] == [("a?", "b")]
+    assert found.turn.text == "% of what?"
