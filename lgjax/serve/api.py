@@ -23,15 +23,17 @@ from lgjax.infer.answer import Phrase
 from lgjax.infer.request import Model
 from lgjax.infer.stream import Done, Event, Found, Words
 from lgjax.serve import schema
-from lgjax.serve.limits import Limits, TooLarge
+from lgjax.serve.limits import BadQuestion, Limits, TooLarge, reading
 from lgjax.serve.metrics import Metrics
 from lgjax.serve.queue import Busy, Desk, Question, Stopping, Ticket
 
 DESCRIPTION = """Grounded visual chat: the phrases of an answer have boxes and masks.
 
-Any client of OpenAI's chat completions works. The picture is a data URL in the first message; `regions` of a
+Any client of OpenAI's chat completions works, but a system message is refused: the model was trained with one of
+its own, which cannot be changed. The picture is a data URL in the first message; `regions` of a
 message say what its `%` stand for; the answer's `phrases` are extra fields of its message.
 """
+_COMPONENT = "#/components/schemas/{model}"
 _LOOK_SECONDS = 0.25  # between two looks whether a silent client is still there
 _DRAIN = 4  # times the limit of an upload are read and thrown away, so that its sender hears why
 _NO_CACHE = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -40,6 +42,7 @@ _CODES = {401: "invalid_api_key", 404: "unknown_url", 429: "rate_limit_exceeded"
 _OWN_FAULT = "a fault of the server; its log says more"
 _SCHEMA_FAULTS = {
     "json_invalid": "the body is no JSON",
+    "model_attributes_type": "{place}: no JSON object; send one with the header 'Content-Type: application/json'",
     "extra_forbidden": "{place}: there is no such field; /docs lists those there are",
 }
 _log = logging.getLogger("lgjax.serve")
@@ -153,7 +156,9 @@ def create_app(
             **_FAULTS,
             200: {
                 "model": schema.ChatResponse,
-                "content": {"text/event-stream": {}},
+                "content": {
+                    "text/event-stream": {"schema": {"$ref": _COMPONENT.format(model=schema.Chunk.__name__)}}
+                },
                 "description": "Answer",
             },
         },
@@ -163,8 +168,9 @@ def create_app(
         if body.model not in (None, name):
             raise no_model(body.model)
         try:
-            question = await asyncio.to_thread(body.question, limits)
-        except ValueError as error:
+            with reading():
+                question = await asyncio.to_thread(body.question, limits)
+        except BadQuestion as error:
             raise _fault(error) from error
         listener = _Listener(desk, question, name)
         if body.stream:
@@ -192,6 +198,16 @@ def create_app(
             raise _Refused(405, message, {"Allow": how})
         raise _Refused(404, f"there is no /v1/{path}; /docs lists what there is")
 
+    generated = app.openapi
+
+    def described_api() -> dict[str, Any]:
+        """The description with what the lines of a stream hold, which no type of a response says."""
+        out = generated()
+        chunk = schema.Chunk.model_json_schema(ref_template=_COMPONENT)
+        out["components"]["schemas"] |= {**chunk.pop("$defs", {}), "Chunk": chunk}
+        return out
+
+    app.openapi = described_api
     return app
 
 
@@ -289,7 +305,7 @@ def _fault(error: Exception) -> _Refused:
     """The answer to a request that failed with `error`."""
     if isinstance(error, TooLarge):
         return _Refused(413, str(error))
-    if isinstance(error, ValueError):
+    if isinstance(error, BadQuestion):
         return _Refused(400, str(error))
     if isinstance(error, Busy):
         return _Refused(429, str(error), {"Retry-After": str(error.seconds)})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 STOP_CHARACTERS = 256  # of a stop text, which is looked for after every few words
 POINTS = 10_000  # of all scribbles of a request
@@ -11,8 +12,23 @@ PHRASE_PIXELS = 64_000_000  # of the picture, times the phrases of a given answe
 MASK_PIXELS = 64_000_000  # of all masks of a request
 
 
-class TooLarge(ValueError):
+class BadQuestion(ValueError):
+    """A question makes no sense; the message is for the one who asked."""
+
+
+class TooLarge(BadQuestion):
     """Something is over a limit of size."""
+
+
+@contextlib.contextmanager
+def reading() -> Iterator[None]:
+    """While a question is read a ValueError is the asker's fault; anywhere else it is one of the server."""
+    try:
+        yield
+    except BadQuestion:
+        raise
+    except ValueError as error:
+        raise BadQuestion(str(error)) from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from lgjax.infer.regions import Region
 from lgjax.infer.request import Model, Options, Request, View
 from lgjax.infer.run import Batch, Reader
 from lgjax.infer.stream import Done, Event, Found, Words
-from lgjax.serve.limits import PHRASE_PIXELS, Limits, TooLarge
+from lgjax.serve.limits import PHRASE_PIXELS, Limits, TooLarge, reading
 from lgjax.serve.metrics import Metrics
 from lgjax.serve.picture import decode_picture
 
@@ -107,7 +107,7 @@ class Desk:
     def submit(self, ticket: Ticket) -> None:
         """Put a question into the queue.
 
-        Told are `Words`, `Found` and at the end `Done`, or a fault: ValueError and TooLarge are the
+        Told are `Words`, `Found` and at the end `Done`, or a fault: BadQuestion and TooLarge are the
         question's own.
 
         Raises:
@@ -187,6 +187,12 @@ class Desk:
             return None
 
     def _plan(self, question: Question) -> Request:
+        with reading():
+            request = self._read(question)
+        _ = request.view.tokens  # computed here, where a fault touches nobody else
+        return request
+
+    def _read(self, question: Question) -> Request:
         options, most = question.options, self._limits.prompt_tokens
         said = [
             question.turn.text,
@@ -211,7 +217,6 @@ class Desk:
         tokens = len(request.plan.tokens)
         if tokens > most:
             raise TooLarge(f"the conversation has {tokens} tokens with its picture, more than {most}")
-        _ = request.view.tokens  # computed here, where a fault is this question's own
         return request
 
     def _check_given(self, answer: str) -> None:

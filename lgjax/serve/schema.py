@@ -6,7 +6,7 @@ import secrets
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, Field, FiniteFloat
+from pydantic import BaseModel, Discriminator, Field, FiniteFloat, Tag
 
 from lgjax.data import masks
 from lgjax.data.images import ImageSize
@@ -113,6 +113,11 @@ class TextPart(Strict):
 
 
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+Content = Annotated[
+    Annotated[str, Field(max_length=_TEXT), Tag("text")] | Annotated[list[Part], Tag("parts")],
+    # a fault names what was meant, not every kind that it is not
+    Discriminator(lambda given: "parts" if isinstance(given, list) else "text"),
+]
 
 
 class Message(Strict):
@@ -126,7 +131,7 @@ class Message(Strict):
     ignored = MESSAGE_IGNORED
     idle = MESSAGE_IDLE
     role: Literal["user", "assistant", "system", "developer"]
-    content: Annotated[str, Field(max_length=_TEXT)] | list[Part]
+    content: Content
     regions: list[AnyRegion] = Field(default_factory=list)
     remembered: Annotated[str, Field(max_length=_TEXT)] | None = None
 
@@ -226,7 +231,7 @@ class ChatRequest(Strict):
         pictures = self.messages[0].pictures
         if len(pictures) != 1:
             raise ValueError(f"the first message has {len(pictures)} pictures; one is needed")
-        data = read_data_url(pictures[0])
+        data = read_data_url("".join(pictures[0].split()))  # base64 may stand in lines
         size = check_picture(data, limits)
         self._check_regions(size)
         return data, [

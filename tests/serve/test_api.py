@@ -2,6 +2,8 @@
 
 import concurrent.futures
 import io
+import json
+import re
 import struct
 import threading
 import zlib
@@ -173,6 +175,7 @@ def bomb(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", b"") + part(b"IEND", b"")
 
 
+USER = {"role": "user"}
 TALK = [ask("a?"), {"role": "assistant", "content": "b"}, {"role": "user", "content": "c?"}]
 CLICK = {"type": "click", "x": 1, "y": 1}
 MASK = {"type": "mask", "size": [90, 120], "counts": "11"}
@@ -208,6 +211,8 @@ FAULTS = [
     ([ask("a?")], {"logprobs": True}, 422, "does not support 'logprobs'"),
     ([ask("a?")], {"response_format": {"type": "json_object"}}, 422, "does not support 'response_format'"),
     ([ask("a?")], {"x" * 90_000: 1}, 422, "xxx"),
+    ([ask("a?")], {"model": "y\n" * 40_000}, 404, "this server has 'debug'"),
+    ([{**USER, "content": None}], {}, 422, "messages.0.content.text: Input should be a valid string"),
     ([ask("a?")], {"stop": ""}, 400, "empty text"),
     ([ask("a?")], {"stop": "x" * 257}, 413, "a stop text has 257 characters, more than 256"),
     ([ask("a?")], {"stop": ["a", "x" * 99_000]}, 413, "a stop text has 99000 characters, more than 256"),
@@ -252,6 +257,24 @@ def test_bodies_that_are_no_json_are_refused(address, content):
     assert reply.status_code in (400, 422) and reply.json()["error"]["message"]
 
 
+def test_a_body_without_its_type_is_refused(address):
+    reply = httpx.post(f"{address}/v1/chat/completions", content=b'{"messages": []}')
+    assert reply.status_code == 422 and "'Content-Type: application/json'" in reply.json()["error"]["message"]
+
+
+def test_every_path_of_the_api_answers_in_the_shape_of_openai(address):
+    for method, path, status, part in [
+        ("GET", "chat/completions", 405, "/v1/chat/completions is for POST, not GET"),
+        ("DELETE", "models/debug", 405, "is for GET, not DELETE"),
+        ("POST", "embeddings", 404, "there is no /v1/embeddings"),
+        ("GET", "models/other", 404, "there is no model 'other'; this server has 'debug'"),
+    ]:
+        reply = httpx.request(method, f"{address}/v1/{path}")
+        assert (reply.status_code, part in reply.json()["error"]["message"]) == (status, True), reply.text
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="x") as client:
+        assert client.models.retrieve("debug").owned_by == "lgjax"
+
+
 def test_a_body_that_never_says_its_length_is_bounded(address):
     def endless():
         for _ in range(40):
@@ -288,7 +311,12 @@ def test_health_models_metrics_and_description(address):
     assert after["lgjax_answer_seconds_count"] - before["lgjax_answer_seconds_count"] == 1
     assert httpx.get(f"{address}/docs").status_code == 200
     described = httpx.get(f"{address}/openapi.json").json()
-    assert "regions" in described["components"]["schemas"]["Message"]["properties"]
+    parts = described["components"]["schemas"]
+    assert "regions" in parts["Message"]["properties"]
+    said = described["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]["content"]
+    assert said["text/event-stream"]["schema"] == {"$ref": "#/components/schemas/Chunk"}
+    for name in re.findall(r"#/components/schemas/(\w+)", json.dumps(described)):
+        assert name in parts
 
 
 def test_a_fault_that_nobody_foresaw_is_told_and_counted(monkeypatch):
@@ -301,12 +329,15 @@ def test_a_fault_that_nobody_foresaw_is_told_and_counted(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(app.state.desk, "_view", lambda picture: 1 / 0)
             replies += [post(address, ask("What?"), stream=stream) for stream in (False, True)]
+        with monkeypatch.context() as patch:  # a ValueError, too, is no fault of the client's here
+            patch.setattr("lgjax.serve.queue.Batch", lambda *inputs: int("internals"))
+            replies.append(post(address, ask("What?")))
         for reply in replies:
             assert reply.status_code == 500
             assert reply.json()["error"]["message"] == "a fault of the server; its log says more"
         httpx.get(f"{address}/nowhere")
         numbers = counted(address)
-        assert numbers['lgjax_requests_total{status="500"}'] == 4
+        assert numbers['lgjax_requests_total{status="500"}'] == 5
         assert numbers['lgjax_requests_total{status="404"}'] == 1
         assert post(address, ask("What?"), max_tokens=2).status_code == 200
 

@@ -91,3 +91,10 @@ def test_fields_of_openai_that_change_no_answer_are_known():
     found = read([first, back, {"role": "user", "content": "% of what?"}], user="ann", seed=None, **idle)
     assert [(turn.text, answer) for turn, answer in found.earlier] == [("a?", "b")]
     assert found.turn.text == "% of what?"
+
+
+def test_a_picture_may_come_in_lines():
+    whole = url()
+    head, _, code = whole.partition(",")
+    lines = "\r\n".join([f"{head},", *(code[i : i + 76] for i in range(0, len(code), 76)), ""])
+    assert read([ask("a?", url=lines)]).picture == read([ask("a?", url=whole)]).picture
