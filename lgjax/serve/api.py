@@ -29,20 +29,21 @@ from lgjax.serve.queue import Busy, Desk, Question, Stopping, Ticket
 
 DESCRIPTION = """Grounded visual chat: the phrases of an answer have boxes and masks.
 
-Any client of OpenAI's chat completions works, but a system message is refused: the model was trained with one of
-its own, which cannot be changed. The picture is a data URL in the first message; `regions` of a
+Any client of OpenAI's chat completions works, but a system message is refused: the model was trained with
+one of its own, which cannot be changed. The picture is a data URL in the first message; `regions` of a
 message say what its `%` stand for; the answer's `phrases` are extra fields of its message.
 """
 _COMPONENT = "#/components/schemas/{model}"
 _LOOK_SECONDS = 0.25  # between two looks whether a silent client is still there
 _DRAIN = 4  # times the limit of an upload are read and thrown away, so that its sender hears why
+_UPLOAD_SECONDS = 120  # in which the body of a request must have come
 _NO_CACHE = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _LONGEST_FAULT = 360  # characters
 _CODES = {401: "invalid_api_key", 404: "unknown_url", 429: "rate_limit_exceeded"}
 _OWN_FAULT = "a fault of the server; its log says more"
 _SCHEMA_FAULTS = {
     "json_invalid": "the body is no JSON",
-    "model_attributes_type": "{place}: no JSON object; send one with the header 'Content-Type: application/json'",
+    "model_attributes_type": "{place}: no JSON object with the header 'Content-Type: application/json'",
     "extra_forbidden": "{place}: there is no such field; /docs lists those there are",
 }
 _log = logging.getLogger("lgjax.serve")
@@ -52,6 +53,7 @@ _FAULTS: dict[int | str, dict[str, Any]] = {
         400: "The question makes no sense",
         401: "The bearer token is missing or wrong",
         404: "No such model",
+        408: "The request did not come in time",
         413: "Over a limit of size",
         422: "Not the JSON that is described here",
         429: "The queue is full; Retry-After says when to try again",
@@ -116,7 +118,7 @@ def create_app(
 
     app = fastapi.FastAPI(title="lgjax", version=__version__, description=DESCRIPTION, lifespan=lifespan)
     app.state.desk = desk
-    app.add_middleware(_Gate, limit=limits.upload_bytes, metrics=metrics)
+    app.add_middleware(_Gate, limits=limits, metrics=metrics)
     app.add_exception_handler(_Refused, _answer_fault)
     app.add_exception_handler(HTTPException, _answer_fault)
     app.add_exception_handler(RequestValidationError, _answer_fault)
@@ -332,11 +334,17 @@ async def _answer_fault(request: fastapi.Request, error: Exception) -> JSONRespo
 
 
 class _Gate:
-    """Refuses bodies over the limit while they come, and counts requests by status."""
+    """Refuses bodies over the limits while they come, and counts requests by status.
 
-    def __init__(self, app: ASGIApp, limit: int, metrics: Metrics) -> None:
+    Of the API's requests, half-sent ones among them, only so many are let in at a time; the web server's own
+    limit, which says less, is higher.
+    """
+
+    def __init__(self, app: ASGIApp, limits: Limits, metrics: Metrics) -> None:
         self._app = app
-        self._limit = limit
+        self._limit = limits.upload_bytes
+        self._most = 2 * limits.waiting + limits.batch
+        self._inside = 0
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -345,16 +353,29 @@ class _Gate:
             return
         read = 0
         begun = False
+        own = scope["path"].startswith("/v1/")
+        full = own and self._inside >= self._most
+        end: float | None = asyncio.get_running_loop().time() + _UPLOAD_SECONDS
+
+        async def part() -> Message:
+            nonlocal read, end
+            try:
+                async with asyncio.timeout_at(end):
+                    message = await receive()
+            except TimeoutError as error:
+                raise HTTPException(408, f"the request did not come within {_UPLOAD_SECONDS} s") from error
+            read += len(message.get("body", b""))
+            end = end if message.get("more_body") else None  # from then on it is the client who waits
+            return message
 
         async def bounded() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
+            if full:
+                raise HTTPException(429, "the server is busy; try again in 1 s", {"Retry-After": "1"})
+            message = await part()
             if read <= self._limit:
                 return message
             while message.get("more_body") and read <= _DRAIN * self._limit:
-                message = await receive()
-                read += len(message.get("body", b""))
+                message = await part()
             raise HTTPException(413, f"the request has more than {self._limit} bytes; send a smaller picture")
 
         async def counting(message: Message) -> None:
@@ -364,9 +385,12 @@ class _Gate:
                 self._metrics.requests.labels(str(message["status"])).inc()
             await send(message)
 
+        self._inside += own
         try:
             await self._app(scope, bounded, counting)
         except Exception:
             if not begun:  # what nobody foresaw is answered outside of this gate
                 self._metrics.requests.labels("500").inc()
             raise
+        finally:
+            self._inside -= own

@@ -1,11 +1,14 @@
 """The HTTP API as clients meet it: the answers of the library, and one clear fault for everything else."""
 
 import concurrent.futures
+import contextlib
 import io
 import json
 import re
+import socket
 import struct
 import threading
+import time
 import zlib
 
 import httpx
@@ -282,6 +285,26 @@ def test_a_body_that_never_says_its_length_is_bounded(address):
 
     reply = httpx.post(f"{address}/v1/chat/completions", content=endless(), timeout=30)
     assert reply.status_code == 413 and "more than 200000 bytes" in reply.json()["error"]["message"]
+
+
+def test_half_sent_requests_take_places_for_a_while_only(monkeypatch):
+    app = create_app(model(), "debug", limits=Limits(waiting=1, batch=1))
+    half = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{"
+    with running(app) as address, contextlib.ExitStack() as stack:
+        place = ("127.0.0.1", int(address.rpartition(":")[2]))
+        monkeypatch.setattr("lgjax.serve.api._UPLOAD_SECONDS", 3)
+        lines = [stack.enter_context(socket.create_connection(place)) for _ in range(3)]
+        for line in lines:
+            line.sendall(half)
+            line.settimeout(30)
+        time.sleep(0.5)
+        refused = post(address, ask("a?"))
+        assert refused.status_code == 429 and refused.headers["retry-after"] == "1"
+        assert "busy; try again in 1 s" in refused.json()["error"]["message"]
+        assert httpx.get(f"{address}/healthz").status_code == 200
+        for line in lines:
+            assert b" 408 " in line.recv(1000)
+        assert post(address, ask("  ")).status_code == 400
 
 
 def test_a_bearer_token_is_asked_for_where_there_is_one():
