@@ -355,7 +355,7 @@ class _Gate:
         begun = False
         own = scope["path"].startswith("/v1/")
         full = own and self._inside >= self._most
-        end: float | None = asyncio.get_running_loop().time() + _UPLOAD_SECONDS
+        end = asyncio.get_running_loop().time() + _UPLOAD_SECONDS if own else None
 
         async def part() -> Message:
             nonlocal read, end

@@ -292,13 +292,16 @@ def test_half_sent_requests_take_places_for_a_while_only(monkeypatch):
     half = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{"
     with running(app) as address, contextlib.ExitStack() as stack:
         place = ("127.0.0.1", int(address.rpartition(":")[2]))
-        monkeypatch.setattr("lgjax.serve.api._UPLOAD_SECONDS", 3)
+        monkeypatch.setattr("lgjax.serve.api._UPLOAD_SECONDS", 5)
         lines = [stack.enter_context(socket.create_connection(place)) for _ in range(3)]
         for line in lines:
             line.sendall(half)
             line.settimeout(30)
-        time.sleep(0.5)
-        refused = post(address, ask("a?"))
+        for _ in range(50):  # until the server has seen all three
+            refused = post(address, ask("  "))
+            if refused.status_code != 400:
+                break
+            time.sleep(0.1)
         assert refused.status_code == 429 and refused.headers["retry-after"] == "1"
         assert "busy; try again in 1 s" in refused.json()["error"]["message"]
         assert httpx.get(f"{address}/healthz").status_code == 200
