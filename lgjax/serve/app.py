@@ -15,6 +15,7 @@ import gradio as gr
 
 from lgjax import draw
 from lgjax.infer.request import Model, Options
+from lgjax.serve.addresses import NothingFetched
 from lgjax.serve.limits import Limits
 from lgjax.serve.page import KINDS, Answering, Page, Pointed, Session, forget, knows, messages_of, pieces_of
 from lgjax.serve.queue import Busy, Stopping, Turn
@@ -233,4 +234,6 @@ def mount(
         run_history=False,
     )
     mounted: Any = app.routes[-1]
-    return lambda: mounted.app.stop_event.set()
+    pages = mounted.app
+    mounted.app = NothingFetched(pages)
+    return lambda: pages.stop_event.set()

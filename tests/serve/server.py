@@ -68,16 +68,26 @@ def png(seed: int = 0) -> bytes:
     return saved("PNG", seed)
 
 
-def choose_picture(address: str, path: str, reader: str) -> str:
-    """Take a file of the server as the page's picture, as a browser does after uploading it; what is told."""
+def choose(address: str, path: str, reader: str, **more) -> httpx.Response:
+    """Ask the page to take a file of the server as its picture, as a browser does after uploading it."""
     parts = httpx.get(f"{address}/config").json()["dependencies"]
     take = next(
         d["id"] for d in parts if d["inputs"] and [name for _, name in d["targets"]][:1] == ["upload"]
     )
-    file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    file = {"path": path, "meta": {"_type": "gradio.FileData"}, **more}
     body = {"fn_index": take, "session_hash": reader, "data": [None, file]}
-    assert httpx.post(f"{address}/gradio_api/queue/join", json=body).status_code == 200
+    return httpx.post(f"{address}/gradio_api/queue/join", json=body)
+
+
+def choose_picture(address: str, path: str, reader: str, **more) -> str:
+    """What the page tells the reader of that."""
+    assert choose(address, path, reader, **more).status_code == 200
     return httpx.get(f"{address}/gradio_api/queue/data?session_hash={reader}", timeout=60).text
+
+
+def uploaded(address: str, data: bytes, name: str = "photo.png") -> str:
+    """Upload a file to the page; its path on the server."""
+    return httpx.post(f"{address}/gradio_api/upload", files={"files": (name, data, "image/png")}).json()[0]
 
 
 def data_url(data: bytes, kind: str = "png") -> str:
