@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import html
 import importlib.resources
@@ -14,6 +15,8 @@ import fastapi
 import gradio as gr
 
 from lgjax import draw
+from lgjax.data.sources.scenes import Scenes
+from lgjax.infer.load import TINY
 from lgjax.infer.request import Model, Options
 from lgjax.serve.addresses import NothingFetched
 from lgjax.serve.limits import Limits
@@ -28,22 +31,48 @@ HINT = (
 _STYLE = "img { cursor: crosshair; }"
 
 
+def _path(self: gr.Image, payload: Any) -> str | None:
+    return payload and payload.path
+
+
+# An image whose file nobody opens before `decode_picture`, which has limits. It is made past gradio's
+# metaclass, which would write a stub beside this file.
+_Upload: Any = abc.ABCMeta.__new__(
+    type(gr.Image), "Upload", (gr.Image,), {"preprocess": _path, "is_template": True, "__module__": __name__}
+)
+
+
 def _warn(error: Exception, shown: tuple) -> tuple:
     """Say what is wrong, and show what was there before."""
     gr.Warning(html.escape(str(error)))
     return shown
 
 
-def examples() -> list[str]:
-    """Pictures that come with the package."""
+def examples(drawn: bool, folder: Path) -> list[str]:
+    """Pictures of the kind that the model knows: photographs, or drawn ones, some made in `folder`."""
     assets = Path(str(importlib.resources.files("lgjax") / "assets"))
-    return [str(assets / "cat.jpg"), *map(str, sorted((assets / "backgrounds" / "held_out").glob("*"))[:3])]
+    if not drawn:
+        return [
+            str(assets / "cat.jpg"),
+            *map(str, sorted((assets / "backgrounds" / "held_out").glob("*"))[:3]),
+        ]
+    scenes = Scenes(split="combinations")
+    made = [folder / f"scene_{i}.png" for i in range(3)]
+    for i, path in enumerate(made):
+        scenes.scene(i).image.save(path)
+    return [str(assets / "scene.png"), *map(str, made)]
 
 
-def build(page: Page, limits: Limits, about: str) -> gr.Blocks:
-    """Lay out the page and join its parts to what happens."""
+def build(page: Page, limits: Limits, about: str, offered: list[str], best_only: bool) -> gr.Blocks:
+    """Lay out the page and join its parts to what happens.
+
+    about: what the model is; offered: paths of examples; best_only: whether a phrase has its best box alone
+    until the reader wants otherwise.
+    """
     pointer = (importlib.resources.files("lgjax.serve") / "pointer.js").read_text(encoding="utf-8")
-    colours = {str(i + 1): "#{:02x}{:02x}{:02x}".format(*draw.phrase_colour(i)) for i in range(20)}
+    colours = {
+        str(i + 1): "#{:02x}{:02x}{:02x}".format(*draw.phrase_colour(i)) for i in range(limits.max_tokens)
+    }
     with gr.Blocks(
         title="lgjax", analytics_enabled=False, delete_cache=(600, 60 * limits.page_minutes)
     ) as blocks:
@@ -54,15 +83,13 @@ def build(page: Page, limits: Limits, about: str) -> gr.Blocks:
         with gr.Row():
             with gr.Column(min_width=320):
                 with gr.HTML(html_template="@children", css_template=_STYLE, js_on_load=pointer) as board:
-                    picture = gr.Image(
-                        type="filepath", label="Picture", sources=["upload"], elem_id="picture"
-                    )
+                    picture = _Upload(type="filepath", label="Picture", sources=["upload"], elem_id="picture")
                 kind = gr.Radio(KINDS, value=KINDS[0], label=HINT, elem_id="kind")
                 with gr.Row():
                     finish = gr.Button("Next region", size="sm", min_width=90)
                     remove = gr.Button("Remove region", size="sm", min_width=90)
                 gallery = gr.Examples(
-                    [[path] for path in examples()], [picture], label="Examples", examples_per_page=4
+                    [[path] for path in offered], [picture], label="Examples", examples_per_page=4
                 )
             with gr.Column(min_width=320):
                 talk = gr.Chatbot(label="Conversation", height=260, elem_id="talk", buttons=["copy"])
@@ -73,7 +100,7 @@ def build(page: Page, limits: Limits, about: str) -> gr.Blocks:
                     back = gr.Button("Undo", size="md", min_width=60, elem_id="undo")
                     clear = gr.Button("Clear", size="md", min_width=60, elem_id="clear")
                 answer = gr.HighlightedText(
-                    label="Last answer: point at a phrase to see what it names",
+                    label="Point at a phrase to see what it names (tap an answer above to have it here)",
                     color_map=colours,
                     show_inline_category=False,
                     elem_id="answer",
@@ -87,7 +114,7 @@ def build(page: Page, limits: Limits, about: str) -> gr.Blocks:
                     as_png = gr.DownloadButton("PNG", size="sm", min_width=70, elem_id="png")
                 with gr.Accordion("How to answer", open=False, elem_id="how"):
                     threshold = gr.Slider(LOWEST_THRESHOLD, 0.95, 0.2, label="Threshold of boxes and masks")
-                    best = gr.Checkbox(False, label="Only the best box of each phrase")
+                    best = gr.Checkbox(best_only, label="Only the best box of each phrase")
                     heat = gr.Slider(0, 2, 0, label="Temperature (0: always the likeliest word)")
                     given = gr.Textbox(
                         label="Ground this text instead of an answer",
@@ -101,9 +128,8 @@ def build(page: Page, limits: Limits, about: str) -> gr.Blocks:
         talking = [state, talk, answer, found, as_json, as_png]
 
         def show(session: Session) -> tuple:
-            last = session.turns[-1] if session.turns else None
-            texts = (messages_of(session.turns), pieces_of(last))
-            return (session, *texts, page.found(session, last, None), *page.files(session))
+            texts = (messages_of(session.turns), pieces_of(session.seen))
+            return (session, *texts, page.found(session, session.seen, None), *page.files(session))
 
         def take(session: Session, path: str | None) -> tuple:
             forget(session)
@@ -161,15 +187,19 @@ def build(page: Page, limits: Limits, about: str) -> gr.Blocks:
 
         def regenerate(session: Session, *options: Any) -> Iterator[tuple]:
             if session.turns:
-                earlier = dataclasses.replace(session, turns=session.turns[:-1])
+                earlier = session.with_turns(session.turns[:-1])
                 yield from stream(earlier, session.turns[-1].turn, options, session)
 
         def undo(session: Session, messages: list) -> tuple:
             # the last question that is seen, which may be one on its way
-            return show(dataclasses.replace(session, turns=session.turns[: max(len(messages) // 2, 1) - 1]))
+            return show(session.with_turns(session.turns[: max(len(messages) // 2, 1) - 1]))
+
+        def look_back(session: Session, event: gr.SelectData) -> tuple:
+            index = event.index[0] if isinstance(event.index, list | tuple) else event.index
+            return show(session.look_at(index // 2))  # messages are a question and its answer by turns
 
         def forget_all(session: Session) -> tuple:
-            session = dataclasses.replace(session, turns=())
+            session = session.with_turns(())
             return *show(session), Pointed(), page.preview(session, Pointed())
 
         def choose(session: Session, event: gr.SelectData) -> Any:
@@ -205,6 +235,7 @@ def build(page: Page, limits: Limits, about: str) -> gr.Blocks:
         remove.click(drop_region, [state, pointed], pointing, api_visibility="private")
         back.click(undo, [state, talk], talking, api_visibility="private")
         gr.on([clear.click, talk.clear], forget_all, state, [*talking, *pointing], api_visibility="private")
+        talk.select(look_back, state, talking, api_visibility="private")
         # a phrase that the pointer came to while an earlier one was drawn is drawn next
         answer.select(choose, state, found, trigger_mode="always_last", api_visibility="private")
         whole.click(all_phrases, state, found, api_visibility="private")
@@ -213,15 +244,24 @@ def build(page: Page, limits: Limits, about: str) -> gr.Blocks:
 
 
 def mount(
-    app: fastapi.FastAPI, model: Model, name: str, limits: Limits, folder: Path, token: str | None = None
+    app: fastapi.FastAPI,
+    model: Model,
+    name: str,
+    limits: Limits,
+    folder: Path,
+    token: str | None = None,
+    packaged: bool = False,
 ) -> Callable[[], None]:
     """Put the page at the root of `app`, which was made by `create_app`; a token is its password.
 
-    Readers' files to download lie in `folder` until their conversation is over.
+    Readers' files to download lie in `folder` until their conversation is over. `packaged`: the model is the
+    package's own of that name.
 
     What is returned ends the lines to open pages, on which a server that stops would wait for ever.
     """
-    blocks = build(Page(app.state.desk, limits, folder), limits, knows(model, name))
+    drawn = packaged and name == TINY  # its default is that of the example of `lgjax chat`
+    page = Page(app.state.desk, limits, folder)
+    blocks = build(page, limits, knows(model, name, packaged), examples(drawn, folder), drawn)
     gr.mount_gradio_app(
         app,
         blocks,

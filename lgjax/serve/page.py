@@ -55,11 +55,29 @@ class Pointed:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Session:
-    """A reader's conversation: the bytes of the picture's file, what was asked, a folder for downloads."""
+    """A reader's conversation.
+
+    picture: the bytes of its file; turns: what was asked; folder: of downloads; place: which of the turns is
+    looked at.
+    """
 
     picture: bytes = b""
     turns: tuple[Asked, ...] = ()
     folder: str = ""
+    place: int = -1
+
+    @property
+    def seen(self) -> Asked | None:
+        """The answer that is looked at."""
+        return self.turns[self.place] if self.turns else None
+
+    def with_turns(self, turns: tuple[Asked, ...]) -> Session:
+        """The conversation with these turns, of which the last is looked at."""
+        return dataclasses.replace(self, turns=turns, place=-1)
+
+    def look_at(self, place: int) -> Session:
+        """The conversation with another answer looked at, if it has so many."""
+        return dataclasses.replace(self, place=place) if 0 <= place < len(self.turns) else self
 
 
 class Page:
@@ -82,6 +100,8 @@ class Page:
         """
         if path is None:
             return Session()
+        if not Path(path).is_file():
+            raise ValueError("the picture is no longer there; upload it again")
         data = Path(path).read_bytes()
         decode_picture(data, self._limits)
         return Session(data, folder=tempfile.mkdtemp(dir=self._folder))
@@ -134,15 +154,15 @@ class Page:
                     raise event
                 coming[0] = _longer(coming[0], event)
             # another question is let in when the page has come back for more, so has this answer
-            yield dataclasses.replace(session, turns=(*session.turns, coming[0])), coming[0]
+            yield session.with_turns((*session.turns, coming[0])), coming[0]
         finally:
             self._desk.leave(ticket)
             del self._coming[session.folder]
 
     def last(self, session: Session) -> Asked | None:
-        """The answer that the reader sees: the one on its way, or the last of the conversation."""
+        """The answer that the reader sees: the one on its way, or the one of the conversation."""
         coming = self._coming.get(session.folder)
-        return coming[0] if coming else session.turns[-1] if session.turns else None
+        return coming[0] if coming else session.seen
 
     def preview(self, session: Session, pointed: Pointed) -> PIL.Image.Image | None:
         """The picture with the regions of the next question."""
@@ -161,18 +181,17 @@ class Page:
             phrase if chosen in (None, i) else _nothing(phrase)
             for i, phrase in enumerate(_phrases(asked, image.size))
         ]
-        code = asked.answer.get("region_mask")
-        region = None if code is None else np.asarray(masks.decode(code, image.size))
-        return draw.draw_phrases(image, phrases, region)
+        return draw.draw_phrases(image, phrases, _region(asked, image.size))
 
     def files(self, session: Session) -> tuple[str | None, str | None]:
-        """Paths of answer.json and answer.png of the last answer."""
-        if not session.turns:
+        """Paths of answer.json and answer.png of the answer that is looked at."""
+        asked, folder = session.seen, Path(session.folder)
+        if asked is None:
             return None, None
-        asked, folder = session.turns[-1], Path(session.folder)
         (folder / "answer.json").write_text(json.dumps(asked.answer, indent=1) + "\n", encoding="utf-8")
         image = self._decoded(session)
-        drawn = draw.overlay(image, asked.answer["text"], _phrases(asked, image.size))
+        phrases, region = _phrases(asked, image.size), _region(asked, image.size)
+        drawn = draw.overlay(image, asked.answer["text"], phrases, region)
         drawn.save(folder / "answer.png")
         return str(folder / "answer.json"), str(folder / "answer.png")
 
@@ -215,6 +234,12 @@ def _phrases(asked: Asked, size: ImageSize) -> list[Phrase]:
     return phrases
 
 
+def _region(asked: Asked, size: ImageSize) -> Bool[np.ndarray, "h w"] | None:
+    """The pixels of the question's regions in a picture of `size`, where the answer has them."""
+    code = asked.answer.get("region_mask")
+    return None if code is None else np.asarray(masks.decode(code, size))
+
+
 def _spoken(asked: Asked) -> list[Phrase]:
     """The phrases without what their masks show: enough for the colours of the text."""
     found = asked.answer["phrases"]
@@ -245,17 +270,18 @@ def messages_of(turns: Sequence[Asked]) -> list[dict[str, str]]:
 
 
 def pieces_of(asked: Asked | None) -> list[tuple[str, str | None]]:
-    """The answer in pieces, each phrase labelled with its number."""
+    """The answer in pieces, each phrase of which something was found labelled with its number."""
     if asked is None:
         return []
+    spoken = _spoken(asked)
     return [
-        (piece, None if index is None else str(index + 1))
-        for piece, index in draw.split_by_phrase(asked.answer["text"], _spoken(asked))
+        (piece, str(index + 1) if index is not None and len(spoken[index].boxes) else None)
+        for piece, index in draw.split_by_phrase(asked.answer["text"], spoken)
     ]
 
 
-def knows(model: Model, name: str) -> str:
-    """Say which model answers, and what it can do."""
+def knows(model: Model, name: str, packaged: bool) -> str:
+    """Say which model answers, and what it can do; `packaged`: it is the package's own of that name."""
     config = model.config
     can = ["answers in words"]
     can += ["finds boxes and masks of phrases"] if config.grounding is not None else []
@@ -265,4 +291,4 @@ def knows(model: Model, name: str) -> str:
         "tiny": " It knows drawn things, not photographs, and often errs; `--checkpoint` names another.",
     }
     size = f"{config.llama.num_layers} layers of width {config.llama.hidden_size}"
-    return f"**{name}** ({size}) {', '.join(can)}.{notes.get(name, '')}"
+    return f"**{name}** ({size}) {', '.join(can)}.{notes.get(name, '') if packaged else ''}"

@@ -1,9 +1,14 @@
-"""What a reader of the page can make the server open: uploaded pictures within the limits, and nothing else."""
+"""What a reader of the page can make the server open: uploaded pictures within the limits, nothing else."""
 
 import importlib.util
+import io
+import json
 import re
+from pathlib import Path
 
 import httpx
+import numpy as np
+import PIL.Image
 import pytest
 
 from tests.serve.server import choose, choose_picture, command, png, uploaded
@@ -60,3 +65,56 @@ def test_words_and_uploads_may_hold_addresses(server):
     assert httpx.get(f"{address}/gradio_api/file={path}").content == png()
     body = {"data": ["what is http://example.com ?"], "session_hash": "w", "fn_index": 10**6}
     assert "nothing is fetched" not in httpx.post(f"{address}/gradio_api/queue/join", json=body).text
+
+
+def grey(width: int, height: int, form: str = "PNG") -> bytes:
+    """The bytes of a grey picture file; noise, where it is small."""
+    pixels = np.zeros((height, width), np.uint8)
+    if pixels.size < 10**6:
+        pixels = np.random.default_rng(0).integers(0, 256, pixels.shape, np.uint8)
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, form)
+    return file.getvalue()
+
+
+def warnings(told: str) -> list[str]:
+    """The lines that a reader sees."""
+    events = [json.loads(line[5:]) for line in told.split("\n") if line.startswith("data:")]
+    return [event["log"] for event in events if event["msg"] == "log"]
+
+
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        (b"no picture at all", "17 bytes are no PNG, JPEG or WEBP picture"),
+        (grey(50, 40, "TIFF"), "are no PNG, JPEG or WEBP picture"),
+        (grey(200, 200)[:9000], "the picture is damaged or truncated"),
+        (grey(4001, 4000), "4001 x 4000 pixels, more than 16000000"),
+    ],
+    ids=["text", "TIFF", "truncated", "large"],
+)
+def test_a_file_that_is_no_picture_gets_one_line(server, data, line):
+    _, address = server
+    (said,) = warnings(choose_picture(address, uploaded(address, data), "faults"))
+    assert line in said
+
+
+def test_pictures_over_the_limit_are_not_decoded(server):
+    """A file of few bytes with many grey pixels costs neither memory nor time."""
+    process, address = server
+
+    def peak() -> int:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        return int(re.findall(r"VmHWM:\s+(\d+)", status)[0]) // 1024
+
+    path = uploaded(address, grey(13000, 13000))
+    before = peak()
+    (said,) = warnings(choose_picture(address, path, "bomb"))
+    assert "13000 x 13000 pixels, more than 16000000" in said
+    assert peak() - before < 100
+
+
+def test_a_grey_picture_is_taken(server):
+    _, address = server
+    told = choose_picture(address, uploaded(address, grey(50, 40)), "grey")
+    assert '"success":true' in told.replace(" ", "") and not warnings(told)
