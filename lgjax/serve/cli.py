@@ -6,12 +6,13 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Literal
 
 import tyro
 
 from lgjax.serve.limits import Limits
+
+_GRACE = 30  # seconds for answers to reach their readers once all are given
 
 
 def serve(
@@ -48,24 +49,28 @@ def serve(
 
         from lgjax.serve.api import create_app
         from lgjax.serve.app import mount
+        from lgjax.serve.ending import Server
     except ModuleNotFoundError as error:
         raise ValueError(f'serving needs {error.name}: pip install "lgjax[serve]"') from error
     from lgjax.infer.chat import GroundedChat
+    from lgjax.infer.load import DEBUG, TINY
 
     model, name = GroundedChat.load(checkpoint, dtype=dtype).model, Path(checkpoint).resolve().name
     app = create_app(model, name, limits=limits, token=token)
     # more connections than the queue and the pages need are refused by the server itself
     most = 4 * limits.waiting + 64
-    config = uvicorn.Config(app, host=host, port=port, limit_concurrency=most, log_level="warning")
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        limit_concurrency=most,
+        log_level="warning",
+        timeout_graceful_shutdown=_GRACE,
+    )
     # uvicorn raises the signal once more at its end, which would kill the process with the folder still there
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    packaged = checkpoint in (TINY, DEBUG) and not Path(checkpoint).exists()
     with tempfile.TemporaryDirectory(prefix="lgjax-page-") as folder:
-        end_pages = mount(app, model, name, limits, Path(folder), token)
-
-        class Server(uvicorn.Server):
-            def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-                end_pages()
-                super().handle_exit(sig, frame)
-
+        end_pages = mount(app, model, name, limits, Path(folder), token, packaged)
         print(f"{name} answers at http://{host}:{port} (/docs describes the API)", flush=True)
-        Server(config).run()
+        Server(config, app.state.desk, end_pages).run()
