@@ -13,6 +13,7 @@ from typing import Any
 
 import fastapi
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from lgjax import draw
 from lgjax.data.sources.scenes import Scenes
@@ -275,5 +276,5 @@ def mount(
     )
     mounted: Any = app.routes[-1]
     pages = mounted.app
-    mounted.app = NothingFetched(pages)
+    mounted.app = NothingFetched(pages, Path(get_upload_folder()))
     return lambda: pages.stop_event.set()

@@ -1,6 +1,7 @@
 """Requests that name addresses stop before the page; others pass as they are."""
 
 import json
+from pathlib import Path
 
 import fastapi
 import pytest
@@ -9,6 +10,7 @@ from fastapi.testclient import TestClient
 from lgjax.serve.addresses import NothingFetched
 
 ADDRESSES = ["http://10.0.0.1/x", "HtTpS://a/x", "ftp://a/x", "http%3A%2F%2Fa/x", "http%253A%252F%252Fa/x"]
+OUTSIDE = ["/etc/passwd", "/tmp/gradio/../x.png", "photo.png", "/tmp/gradio2/x.png", "/tmp/gradio/\0"]
 
 
 @pytest.fixture
@@ -20,7 +22,7 @@ def client():
     async def echo(request: fastapi.Request) -> fastapi.Response:
         return fastapi.Response(await request.body())
 
-    app.mount("/", NothingFetched(inner))
+    app.mount("/", NothingFetched(inner, Path("/tmp/gradio")))
     return TestClient(app)
 
 
@@ -33,6 +35,11 @@ def test_addresses_are_refused_wherever_a_file_may_be_named(client, url):
         for code in ("utf-8", "utf-16"):
             reply = client.post("/gradio_api/queue/join", content=json.dumps(body).encode(code))
             assert reply.status_code == 400 and "nothing is fetched" in reply.text
+
+
+@pytest.mark.parametrize("path", OUTSIDE)
+def test_files_that_were_not_uploaded_are_refused(client, path):
+    assert client.post("/gradio_api/queue/join", json={"data": [{"path": path}]}).status_code == 400
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,7 @@ def server():
 def test_files_of_the_machine_stay_unread(server):
     """No path that a reader of the page sends is opened, unless it is a file that was uploaded."""
     _, address = server
-    told = choose_picture(address, "/etc/passwd", "x")
-    assert re.search(r'"success":\s*false', told) and "root:" not in told
+    assert choose(address, "/etc/passwd", "x").status_code == 400
     for path in ("/etc/passwd", "../../etc/passwd", "%2Fetc%2Fpasswd"):
         assert httpx.get(f"{address}/gradio_api/file={path}").status_code in (403, 404)
 
