@@ -1,7 +1,8 @@
 """The small model: the language model learns to talk about composed scenes.
 
-From the tower. The state of a <seg> learns to be the word for its phrase, which is what the grounding model,
-trained beside it (`tiny_eyes.py`), listens to.
+From the tower and a language model that can compare words (`launch/tiny_text_start.py`). The state of a
+<seg> learns to be the word for its phrase, which is what the grounding model, trained beside it
+(`tiny_eyes.py`), listens to.
 """
 
 import dataclasses
@@ -14,33 +15,34 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         name="tiny_chat",
         model=dataclasses.replace(tiny(), grounding=None, prompt=None),
-        start=("runs/tiny/tower/model",),
+        start=("runs/tiny/tower/model", "runs/tiny/text_start"),
         data=DataConfig(
             grounded=(
-                DataStream(sorts=("description",), weight=3),
-                DataStream(sorts=("questions",), weight=3),
-                DataStream(sorts=("referring",), weight=1),
+                DataStream(sorts=("description",), weight=5),
+                DataStream(sorts=("questions",), weight=2),
+                DataStream(sorts=("presence",), weight=3),
+                DataStream(sorts=("referring",), weight=0.5),
                 DataStream(sorts=("marks", "marked description"), weight=1),
             ),
             held_out=(
                 DataStream(sorts=("description", "questions"), split="combinations", count=256, seed=1),
             ),
-            grounded_rows=32,
+            grounded_rows=24,
             length=184,
             phrases=8,
             objects=8,
             mask_side=32,
             words=True,
         ),
-        loss=LossConfig(parts=("language", "words", "phrases")),
+        loss=LossConfig(parts=("language", "phrases")),
         optim=OptimConfig(
             method="muon",
             lr=3e-3,
             b2=0.98,
             clip_norm=1.0,
-            rates=Rates(clip=0.5, projector=0.5, head=1, llama=1),
+            rates=Rates(head=1, llama=1),
         ),
-        steps=1200,
+        steps=2200,
         log_every=20,
         save_every=200,
         measure_every=200,

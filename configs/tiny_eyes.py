@@ -32,7 +32,7 @@ def get_config() -> TrainConfig:
             drop_path=False,
         ),
         optim=OptimConfig(method="muon", lr=3e-3, b2=0.98, clip_norm=5.0, rates=Rates(grounding=1, slow=1)),
-        steps=620,
+        steps=1800,
         log_every=20,
         save_every=200,
         measure_every=200,

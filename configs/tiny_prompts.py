@@ -24,7 +24,7 @@ def get_config() -> TrainConfig:
         ),
         loss=LossConfig(parts=("prompting", "words"), points=256, drop_path=False),
         optim=OptimConfig(method="muon", lr=3e-3, b2=0.98, clip_norm=5.0, rates=Rates(prompt=1, slow=1)),
-        steps=420,
+        steps=800,
         log_every=20,
         save_every=200,
         measure_every=200,

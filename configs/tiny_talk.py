@@ -13,11 +13,12 @@ def get_config() -> TrainConfig:
         start=("runs/tiny/prompts/model", "runs/tiny/chat/model"),
         data=DataConfig(
             grounded=(
-                DataStream(sorts=("description",), weight=3),
-                DataStream(sorts=("questions",), weight=2),
-                DataStream(sorts=("referring",), weight=1),
+                DataStream(sorts=("description",), weight=4),
+                DataStream(sorts=("questions",), weight=1),
+                DataStream(sorts=("presence",), weight=1),
+                DataStream(sorts=("referring",), weight=0.5),
                 DataStream(sorts=("prompts",), weight=2),
-                DataStream(sorts=("marks", "marked description"), weight=1),
+                DataStream(sorts=("marks", "marked description"), weight=2),
             ),
             held_out=(
                 DataStream(sorts=("description", "questions"), split="combinations", count=256, seed=1),
@@ -30,8 +31,8 @@ def get_config() -> TrainConfig:
             words=True,
         ),
         loss=LossConfig(
-            parts=("language", "prompting", "phrases"),
-            points=256,
+            parts=("language", "prompting", "phrases", "words"),
+            points=16,  # prompts do not learn here
             drop_path=False,
         ),
         optim=OptimConfig(
@@ -39,9 +40,9 @@ def get_config() -> TrainConfig:
             lr=2e-3,
             b2=0.98,
             clip_norm=1.0,
-            rates=Rates(head=1, llama=1),
+            rates=Rates(clip=0.3, projector=0.3, head=1, llama=1),
         ),
-        steps=330,
+        steps=500,
         log_every=10,
         save_every=100,
         measure_every=330,

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Train the small model of the package from nothing: about two hours on two cores.
+# Train the small model of the package from nothing: about three hours on two cores.
 #
 #   launch/tiny.sh            from the folder that holds configs/; writes runs/tiny and lgjax/assets/tiny
 #
@@ -25,7 +25,9 @@ stage() {
 }
 
 words() {
-  stage 0 tower && stage 0 chat
+  stage 0 tower || return
+  [ -d "$out/text_start" ] || on_core 0 python launch/tiny_text_start.py "$out/tower/model" "$out/text_start"
+  stage 0 chat
 }
 
 places() {

@@ -72,7 +72,12 @@ def test_phrases_that_are_not_found_are_flagged_or_dropped(checkpoint, photo, ca
     assert answer["text"] == "A man [not found] rides two brown horses [not found], slowly."
     assert [answer["text"][slice(*p["span"])] for p in answer["phrases"]] == ["A man", "two brown horses"]
     main([*base, "--threshold", "0.99", "--drop-ungrounded"])
-    assert json.loads(capsys.readouterr().out) == {"text": "", "phrases": [], "region_mask": None}
+    assert json.loads(capsys.readouterr().out) == {
+        "text": "",
+        "remembered": "",
+        "phrases": [],
+        "region_mask": None,
+    }
     main([*base, "--threshold", "0.0", "--drop-ungrounded"])
     assert json.loads(capsys.readouterr().out)["text"] == "A man rides two brown horses, slowly."
     for wrong in (["--flag-ungrounded", "--drop-ungrounded"], ["--threshold", "None", "--flag-ungrounded"]):

@@ -47,16 +47,18 @@ def test_a_named_thing_is_found_with_box_and_mask():
         right += ious.max() >= 0.5
         mask = same[ious.argmax()].mask
         masks.append((phrase.masks[0] & mask).sum() / (phrase.masks[0] | mask).sum())
-    assert right >= 0.6 * SCENES and np.mean(masks) >= 0.4
+    assert right >= 0.75 * SCENES and np.mean(masks) >= 0.5
 
 
 def test_clicked_things_have_their_names():
     right = 0
     for one in scenes():
         thing = one.things[0]
-        answer = chat().ask(one.image, "What is the object % ?", Click(*deepest_point(thing.mask)))
+        answer = chat().ask(
+            one.image, "What is the object % ?", Click(*deepest_point(thing.mask)), ground=False
+        )
         right += name_of(answer.text) == thing.kind.name
-    assert right >= 0.2 * SCENES  # a guess is right in one of 200
+    assert right >= 0.8 * SCENES  # a guess is right in one of 200
 
 
 def test_most_of_what_a_description_names_is_there():
@@ -72,6 +74,6 @@ def test_most_of_what_a_description_names_is_there():
 def test_the_command_without_arguments_describes_the_example(capsys, tmp_path):
     main(["chat", "--json", "--out", str(tmp_path)])
     answer = json.loads(capsys.readouterr().out.strip().split("\n")[-1])
-    assert {name_of(phrase["text"]) for phrase in answer["phrases"]} == {"watermelon", "candle"}
+    assert {name_of(phrase["text"]) for phrase in answer["phrases"]} == {"basketball", "unicorn"}
     assert all(len(phrase["boxes"]) == 1 for phrase in answer["phrases"])
     assert (Path(tmp_path) / "answer.png").is_file()

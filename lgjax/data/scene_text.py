@@ -32,10 +32,10 @@ _DESCRIBE = (
 )
 _NAME_IT = ("What is the object {it} ?", "Name the object {it} .", "Which thing is the object {it} ?")
 
-Sort = Literal["description", "questions", "referring", "prompts", "marks", "marked description"]
+Sort = Literal["description", "questions", "referring", "prompts", "marks", "marked description", "presence"]
 SORTS: tuple[Sort, ...] = (
     *("description", "questions", "referring", "prompts"),
-    *("marks", "marked description"),
+    *("marks", "marked description", "presence"),
 )
 Part = str | tuple[str, tuple[int, ...]]  # text, or a phrase with the things it names
 
@@ -307,6 +307,11 @@ def questions(view: View, rng: np.random.Generator) -> list[Said]:
     return asked
 
 
+def presence(view: View, rng: np.random.Generator) -> list[Said]:
+    """Three times whether something is there; about half of the things are."""
+    return [(is_there, is_there_not)[int(rng.integers(2))](view, rng) for _ in range(3)]
+
+
 def prompted(view: View, rng: np.random.Generator) -> list[Said]:
     """One to three questions that point at things."""
     asked: list[Said] = []
@@ -394,8 +399,9 @@ def records(
 ) -> dict[Sort, Record]:
     """What is said about a scene, one record of each sort, all with the id `name`.
 
-    "description" and "questions" are grounded chat, "prompts" chat that points at things, "marks" and "marked
-    description" chat about numbered marks. Each sort has random numbers of its own, whichever are asked for.
+    "description", "questions" and "presence" are grounded chat, "prompts" chat that points at things, "marks"
+    and "marked description" chat about numbered marks. Each sort has random numbers of its own, whichever are
+    asked for.
     """
     view = View(scene)
     own = dict(zip(SORTS, rng.spawn(len(SORTS)), strict=True))
@@ -408,6 +414,7 @@ def records(
         "marked description": lambda rng: marked(
             _chat(scene, name, [description(view, rng)], rng, always=True)
         ),
+        "presence": lambda rng: _chat(scene, name, presence(view, rng), rng),
     }
     return {sort: makers[sort](own[sort]) for sort in sorts}
 

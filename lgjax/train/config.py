@@ -169,8 +169,8 @@ class LossConfig:
     the language model: "words", what image tokens (and visual prompts) show; "names", what the grounding
     model's tokens (and, beside the part "grounding", its queries) show; "phrases", what the state of a <seg>
     stands for. Beside "names", the class loss of "grounding", which would unlearn names first, gives way to
-    the softmax of inference: each phrase learns to choose its own queries among all. phrases: the grounding model learns from the states of the language model, or from the names
-    of the objects.
+    the softmax of inference: each phrase learns to choose its own queries among all. phrases: the grounding
+    model learns from the states of the language model, or from the names of the objects.
 
     queries: object queries of the grounding model; points: where each mask is compared; detach_seg: grounding
     sends no gradient into the language model (paper Table 14). language_mean: the language loss is the mean

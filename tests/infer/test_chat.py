@@ -67,7 +67,8 @@ def test_record_holds_the_boxes_of_the_original():
 def test_json_is_plain_and_its_masks_are_coco_codes():
     answer = chat().ask(picture(1), "Is % here?", Click(10, 20), answer=GROUNDED, threshold=None)
     loaded = json.loads(json.dumps(answer.to_json()))
-    assert set(loaded) == {"text", "phrases", "region_mask"}
+    assert set(loaded) == {"text", "phrases", "remembered", "region_mask"}
+    assert loaded["remembered"] == answer.remembered
     for phrase, want in zip(loaded["phrases"], answer.phrases, strict=True):
         assert set(phrase) == {"text", "span", "boxes", "scores", "masks"}
         assert loaded["text"][slice(*phrase["span"])] == phrase["text"]

@@ -87,7 +87,7 @@ def warnings(told: str) -> list[str]:
     [
         (b"no picture at all", "17 bytes are no PNG, JPEG or WEBP picture"),
         (grey(50, 40, "TIFF"), "are no PNG, JPEG or WEBP picture"),
-        (grey(200, 200)[:9000], "the picture is damaged or truncated"),
+        (grey(200, 200)[:9000], "is damaged or truncated"),
         (grey(4001, 4000), "4001 x 4000 pixels, more than 16000000"),
     ],
     ids=["text", "TIFF", "truncated", "large"],
