@@ -207,6 +207,16 @@ def test_answers_are_true(told):
     assert seen == {"count", "count none", "yes", "no", "where", "where beside", "which", "colour"}
 
 
+def test_yes_and_no_are_true(told):
+    seen = []
+    for scene, made in told:
+        turns = made["presence"].turns
+        assert len(turns) == 6
+        for question, answer in zip(turns[::2], turns[1::2], strict=True):
+            seen.append(check_answer(scene, question.text, answer.text))
+    assert set(seen) == {"yes", "no"} and 0.3 < seen.count("yes") / len(seen) < 0.7
+
+
 def test_expressions_fit_their_things_alone(told):
     for scene, made in told:
         for expression in made["referring"].expressions:

@@ -18,16 +18,21 @@ from fastapi import FastAPI
 from tests.infer.model import picture
 
 
-@contextlib.contextmanager
-def running(app: FastAPI) -> Iterator[str]:
-    """Serve `app` on a thread; the value is its address."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+def started(server: uvicorn.Server) -> tuple[threading.Thread, int]:
+    """Run a server on a thread until it listens; the values are the thread and its port."""
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
         assert thread.is_alive()
         time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
+    return thread, server.servers[0].sockets[0].getsockname()[1]
+
+
+@contextlib.contextmanager
+def running(app: FastAPI) -> Iterator[str]:
+    """Serve `app` on a thread; the value is its address."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    thread, port = started(server)
     try:
         yield f"http://127.0.0.1:{port}"
     finally:

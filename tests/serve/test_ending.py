@@ -10,7 +10,7 @@ import uvicorn
 from lgjax.serve.api import create_app
 from lgjax.serve.ending import Server
 from tests.infer.model import model
-from tests.serve.server import ask, post
+from tests.serve.server import ask, post, started
 
 HALF = (
     b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -23,12 +23,7 @@ def test_a_request_that_never_ends_does_not_hold_up_the_end():
     app, ended = create_app(model(), "debug"), []
     config = uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=1)
     server = Server(config, app.state.desk, lambda: ended.append(app.state.desk.closing))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
+    thread, port = started(server)
     answering, go_on, answer = threading.Event(), threading.Event(), app.state.desk._answer
 
     def slow(planned) -> None:
