@@ -230,9 +230,9 @@ def _check_inside(x: Number, y: Number, size: ImageSize) -> None:
 def restore_mask(
     mask_logits: Shaped[np.ndarray, "*n h w"], size: ImageSize
 ) -> Bool[np.ndarray, "*n height width"]:
-    """Turn mask logits of the canvas (a quarter of its side) into masks of a picture of `size`.
+    """Turn masks or mask logits of the canvas, at any resolution, into masks of a picture of `size`.
 
-    Thresholded at 0 first; then each pixel of a square of the longer side takes the cell
+    Logits are cut at 0 first; then each pixel of a square of the longer side takes the cell
     floor(index * (cells / side)), reckoned in float32 as PyTorch's "nearest" does, and the padding is cut
     off. Source: spec/grounding_model.md 6, spec/visual_prompts.md 5.
     """

@@ -72,10 +72,9 @@ def read_prompts(
     model, own = _prompting(config), params["prompt"]
     predictions = _apply(model, own, features, prompts, is_box, prompt_mask, True, method="predict")
     objects = _apply(model, own, predictions[-1], method="object_features")
-    logits = mask_logits(predictions[-1].mask_embedding[:, :, 0], features.mask_features)
-    b, n, h, w = logits.shape
-    full = resize_bilinear(logits.reshape(b * n, h, w, 1), 4 * h, 4 * w)
-    return objects, full.reshape(b, n, 4 * h, 4 * w) > 0
+    return objects, _canvas_masks(
+        mask_logits(predictions[-1].mask_embedding[:, :, 0], features.mask_features)
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("config", "num_queries"))
@@ -96,7 +95,17 @@ def ground(
 @jax.jit
 def masks_of(
     mask_embedding: Float[Array, "b q c"], mask_features: Float[Array, "b h w c"], queries: Int[Array, "b k"]
-) -> Bool[Array, "b k h w"]:
-    """Masks of chosen queries at a quarter of the canvas."""
+) -> Bool[Array, "b k s s"]:
+    """Masks of chosen queries on the canvas.
+
+    Logits are resized before they are cut, as those of visual prompts are; the original cuts a phrase's at a
+    quarter of the canvas, which leaves steps along every edge. Source: spec/grounding_model.md 6.
+    """
     chosen = jnp.take_along_axis(mask_embedding, queries[..., None], 1)
-    return mask_logits(chosen, mask_features) > 0
+    return _canvas_masks(mask_logits(chosen, mask_features))
+
+
+def _canvas_masks(logits: Float[Array, "b k h w"]) -> Bool[Array, "b k s s"]:
+    b, k, h, w = logits.shape
+    full = resize_bilinear(logits.reshape(b * k, h, w, 1), 4 * h, 4 * w)
+    return full.reshape(b, k, 4 * h, 4 * w) > 0

@@ -20,8 +20,7 @@ END_TAG = "</s>"
 
 
 class Grounded(NamedTuple):
-    """What was found for a phrase, in query order: boxes (x0, y0, x1, y1) in [0, 1] of the canvas, masks at a
-    quarter of its side."""
+    """What was found for a phrase, by query: boxes (x0, y0, x1, y1) in [0, 1] of the canvas; its masks."""
 
     boxes: Float32[np.ndarray, "n 4"]
     scores: Float32[np.ndarray, " n"]
