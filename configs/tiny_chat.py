@@ -1,6 +1,6 @@
 """The small model: the language model learns to talk about composed scenes.
 
-From the tower and a language model that can compare words (`launch/tiny_text_start.py`). The state of a
+From the tower and a language model that can compare words (`launch/tiny_lists.py`). The state of a
 <seg> learns to be the word for its phrase, which is what the grounding model, trained beside it
 (`tiny_eyes.py`), listens to.
 """
@@ -15,7 +15,7 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         name="tiny_chat",
         model=dataclasses.replace(tiny(), grounding=None, prompt=None),
-        start=("runs/tiny/tower/model", "runs/tiny/text_start"),
+        start=("runs/tiny/tower/model", "runs/tiny/lists"),
         data=DataConfig(
             grounded=(
                 DataStream(sorts=("description",), weight=5),

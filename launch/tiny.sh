@@ -3,7 +3,8 @@
 #
 #   launch/tiny.sh            from the folder that holds configs/; writes runs/tiny and lgjax/assets/tiny
 #
-# Two stages at a time, each on a core: what tells (tower, chat) beside what finds (names, eyes); then the rest.
+# Two stages at a time, each on a core: what tells (tower, lists, chat) beside what finds (names, eyes); then the
+# rest.
 # Run it again after an interruption: every stage goes on where it was.
 set -eu
 
@@ -26,7 +27,11 @@ stage() {
 
 words() {
   stage 0 tower || return
-  [ -d "$out/text_start" ] || on_core 0 python launch/tiny_text_start.py "$out/tower/model" "$out/text_start"
+  [ -d "$out/text_start" ] || on_core 0 python launch/tiny_text_start.py "$out/tower/model" "$out/text_start" ||
+    return
+  if [ ! -d "$out/lists" ]; then
+    on_core 0 python launch/tiny_lists.py "$out/text_start" "$out/lists" >"$out/lists.txt" || return
+  fi
   stage 0 chat
 }
 

@@ -22,6 +22,7 @@ NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
 CLEAR = 0.15  # of the picture: centres this far apart are clearly beside or above each other
 _FAINT = 0.03  # centres closer than this are level
 _UNGROUNDED = 0.15  # share of questions that do not ask for grounding
+_POINTED_UNGROUNDED = 0.5  # the same of questions that point at a thing
 _BIGGER = 1.6  # ratio of lengths from which one is "big" and the other "small"
 _DESCRIBE = (
     "Describe the picture.",
@@ -330,7 +331,7 @@ def prompted(view: View, rng: np.random.Generator) -> list[Said]:
             said = Said(f"What is {side_words(side)} the object <obj> ?", answer, (index,))
         else:
             question = _draw(_NAME_IT, rng).format(it="<obj>")
-            said = Said(question, (f"It is {article(thing.kind.name)}.",), (index,))
+            said = Said(question, ("It is ", (article(thing.kind.name), (index,)), "."), (index,))
         asked.append(said)
     return asked
 
@@ -435,10 +436,7 @@ def _chat(
     phrases: list[Phrase] = []
     regions: list[Region] = []
     for said in rounds:
-        named = any(not isinstance(part, str) for part in said.answer)
-        ask = always or rng.random() >= _UNGROUNDED
-        # a question that points at a thing asks for grounding only where the answer names another
-        ask = ask and (named or not said.regions)
+        ask = always or rng.random() >= (_POINTED_UNGROUNDED if said.regions else _UNGROUNDED)
         regions += [Region(len(turns), index) for index in said.regions]
         turns.append(Turn("human", f"{said.question} {GROUNDING_SUFFIX}" if ask else said.question))
         text = ""
