@@ -1,10 +1,9 @@
 #!/bin/sh
-# Train the small model of the package from nothing: about three hours on two cores.
+# Train the small model of the package from nothing: about three hours on two cores (the sum of its stages).
 #
 #   launch/tiny.sh            from the folder that holds configs/; writes runs/tiny and lgjax/assets/tiny
 #
-# Two stages at a time, each on a core: what tells (tower, lists, chat) beside what finds (names, eyes); then the
-# rest.
+# Two stages at a time, each on a core: what tells (tower, lists, chat) beside what finds (names, eyes); then the rest.
 # Run it again after an interruption: every stage goes on where it was.
 set -eu
 
@@ -27,8 +26,9 @@ stage() {
 
 words() {
   stage 0 tower || return
-  [ -d "$out/text_start" ] || on_core 0 python launch/tiny_text_start.py "$out/tower/model" "$out/text_start" ||
-    return
+  if [ ! -d "$out/text_start" ]; then
+    on_core 0 python launch/tiny_text_start.py "$out/tower/model" "$out/text_start" || return
+  fi
   if [ ! -d "$out/lists" ]; then
     on_core 0 python launch/tiny_lists.py "$out/text_start" "$out/lists" >"$out/lists.txt" || return
   fi

@@ -5,7 +5,7 @@ python launch/tiny_lists.py runs/tiny/text_start runs/tiny/lists
 Pictures are imagined: a grid whose cells are rows of the input table with noise, as the image tokens of the
 tower are. The rows are short and every word of them is a decision (what is there that was not named yet?), so
 minutes of them teach what hours of whole chats do not. Questions (is there such a thing?) and noise come when
-lists are known: asked from the start, they keep lists from being learnt at all.
+lists are known: from the start, they slow lists down.
 """
 
 import functools
