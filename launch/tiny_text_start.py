@@ -78,8 +78,9 @@ def _length(config: ModelConfig, arrays: dict[str, np.ndarray]) -> float:
     scenes = Scenes(config=SceneConfig(size=side), count=SCENES)
     images = np.stack([np.asarray(scenes.scene(i).image, np.float32) for i in range(SCENES)])
     pixels = (images / 255 - np.asarray(CLIP_MEAN)) / np.asarray(CLIP_STD)
-    model, params = LlavaGrounding(config), store.nested(arrays)
-    tokens = jax.jit(lambda x: model.apply({"params": params}, x, method="image_tokens"))(np.float32(pixels))
+    model = LlavaGrounding(config)
+    tokens_of = jax.jit(lambda params, x: model.apply({"params": params}, x, method="image_tokens"))
+    tokens = tokens_of(store.nested(arrays), np.float32(pixels))
     return float(np.sqrt(np.square(tokens).mean()))
 
 
