@@ -104,13 +104,15 @@ class GroundingConfig:
     """OpenSeeD as changed by LLaVA-Grounding: phrases in, boxes and masks out.
 
     `image_size` is the side of the square canvas at inference, `num_queries` the default number of
-    queries; no weight depends on either.
+    queries, `merge_iou` the IoU from which on boxes of a phrase are of the same thing and share their
+    probability (None: each query answers for itself, as released); no weight depends on these.
     """
 
     swin: SwinConfig = SwinConfig()
     transformer: TransformerConfig = TransformerConfig()
     image_size: int = 1024
     num_queries: int = 300
+    merge_iou: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

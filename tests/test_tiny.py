@@ -15,7 +15,7 @@ from lgjax.data.scene_text import View, article
 from lgjax.data.scenes import Scene
 from lgjax.data.sources.scenes import Scenes
 from lgjax.draw import deepest_point
-from lgjax.eval.boxes import box_iou
+from lgjax.data.boxes import box_iou
 from lgjax.eval.scenes import name_of, says_yes
 from lgjax.infer.load import TINY, folder_of
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from lgjax.data.boxes import Boxes
 from lgjax.data.sources.common import Coco, plain_name, read_coco, size_of, things_of
-from lgjax.eval.boxes import Boxes
 from lgjax.eval.grounding_bench import Entity, Grounding, TaggedAnswer, match
 from lgjax.eval.predictions import Prediction
 from lgjax.eval.records import RecordAnswer

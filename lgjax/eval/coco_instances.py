@@ -30,9 +30,9 @@ import numpy as np
 from jaxtyping import Float
 
 from lgjax.data import masks
+from lgjax.data.boxes import box_iou
 from lgjax.data.sources.common import read_coco
 from lgjax.eval import rle
-from lgjax.eval.boxes import box_iou
 from lgjax.eval.check import same_size
 from lgjax.eval.mentions import Lexicon
 from lgjax.eval.predict import REGION_MASKS

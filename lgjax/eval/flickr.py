@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Float64
 
-from lgjax.eval.boxes import box_iou
+from lgjax.data.boxes import box_iou
 from lgjax.eval.predictions import Prediction
 
 IOU = 0.5

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lgjax.eval.boxes import Boxes, box_iou
+from lgjax.data.boxes import Boxes, box_iou
 
 Verdicts = Mapping[tuple[int, int | str], bool]
 """(index of the phrase, id of the entity) -> whether the phrase means that entity."""

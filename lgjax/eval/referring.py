@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 
+from lgjax.data.boxes import box_giou, box_iou
 from lgjax.eval import rle
-from lgjax.eval.boxes import box_giou, box_iou
 from lgjax.eval.rle import Rle
 
 IOU = 0.5

@@ -22,12 +22,12 @@ import PIL.Image
 import scipy.optimize
 
 from lgjax.data import scene_text
+from lgjax.data.boxes import box_iou
 from lgjax.data.drawings import classes
 from lgjax.data.marks import picture_of
 from lgjax.data.scenes import Scene, SceneConfig, Split
 from lgjax.data.sources.scenes import Scenes
 from lgjax.draw import deepest_point
-from lgjax.eval.boxes import box_iou
 from lgjax.eval.predictions import PhrasePrediction, Prediction
 from lgjax.eval.questions import Question
 from lgjax.infer.regions import Box, Click

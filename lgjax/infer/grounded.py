@@ -12,7 +12,7 @@ from lgjax.data import images
 from lgjax.infer import engine, generate
 from lgjax.infer.answer import Answer, Phrase
 from lgjax.infer.request import Model, Request, features_of
-from lgjax.infer.select import select_queries
+from lgjax.infer.select import merge_duplicates, select_queries
 from lgjax.text import markup
 from lgjax.text.tokenizer import Tokenizer
 
@@ -46,10 +46,14 @@ def ground(
     queries = requests[0].options.queries or grounding.num_queries
     phrases, mask = model.share_out((phrases, mask))
     out = engine.ground(model.config, model.params, features, phrases, mask, queries)
-    probabilities, boxes, embedding = np.asarray(out[0]), np.asarray(out[1]), out[2]
+    boxes, embedding = np.asarray(out[1]), out[2]
+    scores = [row[:, : len(found)] for row, found in zip(np.asarray(out[0]), states, strict=True)]
+    if grounding.merge_iou is not None:
+        pairs = zip(scores, boxes, strict=True)
+        scores = [merge_duplicates(*pair, grounding.merge_iou) for pair in pairs]
     chosen = [
-        select_queries(probabilities[row][:, : len(found)], request.options.threshold, request.options.keep)
-        for row, (request, found) in enumerate(zip(requests, states, strict=True))
+        select_queries(found, request.options.threshold, request.options.keep)
+        for request, found in zip(requests, scores, strict=True)
     ]
     # masks are made for the chosen queries alone, each once
     used = [sorted({int(query) for queries in row for query in queries}) for row in chosen]
@@ -61,7 +65,7 @@ def ground(
         [
             Grounded(
                 boxes[row][queries],
-                probabilities[row][queries, phrase],
+                scores[row][queries, phrase],
                 masks[row][[used[row].index(int(query)) for query in queries]],
             )
             for phrase, queries in enumerate(row_queries)

@@ -206,7 +206,8 @@ def _from_folder(folder: str, model: ModelConfig, wanted: Flat, mesh: Mesh) -> F
 
 def _check_sizes(folder: str, part: str, found: Any, wanted: Any) -> None:
     """Raise ValueError naming the first size in which a part of a checkpoint differs."""
-    free = ("vocab_size", "image_size", "num_queries", "drop_path_rate")  # no weight depends on these
+    # no weight depends on these
+    free = ("vocab_size", "image_size", "num_queries", "merge_iou", "drop_path_rate")
 
     def compare(name: str, found: Any, wanted: Any) -> None:
         if dataclasses.is_dataclass(found) and dataclasses.is_dataclass(wanted):

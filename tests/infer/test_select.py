@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lgjax.infer.select import select_queries
+from lgjax.data.boxes import box_iou
+from lgjax.infer.select import merge_duplicates, select_queries
 
 
 @given(st.integers(0, 10**6), st.floats(0.01, 0.9))
@@ -36,3 +37,39 @@ def test_keep_leaves_the_best(seed: int, threshold: float, keep: int):
         left_out = set(whole[phrase].tolist()) - set(queries.tolist())
         worst = min((probabilities[q, phrase] for q in queries), default=1)
         assert all(probabilities[q, phrase] <= worst for q in left_out)
+
+
+def boxes_of(rng: np.random.Generator, number: int) -> np.ndarray:
+    """Boxes near three places, so that many lie on each other."""
+    corners = rng.uniform(0, 0.6, (3, 2))[rng.integers(0, 3, number)] + rng.uniform(0, 0.1, (number, 2))
+    return np.concatenate([corners, corners + rng.uniform(0.2, 0.3, (number, 2))], 1)
+
+
+@given(st.integers(0, 10**6), st.floats(0.05, 0.95))
+def test_merging_leaves_one_query_a_thing_and_loses_no_probability(seed: int, least_iou: float):
+    rng = np.random.default_rng(seed)
+    probabilities, boxes = rng.dirichlet(np.full(12, 0.3), 2).T, boxes_of(rng, 12)
+    merged = merge_duplicates(probabilities, boxes, least_iou)
+    np.testing.assert_allclose(merged.sum(0), probabilities.sum(0))
+    ious = box_iou(boxes, boxes)
+    for before, after in zip(probabilities.T, merged.T, strict=True):
+        left = np.flatnonzero(after)
+        assert before.argmax() in left
+        assert all(ious[a, b] < least_iou for a in left for b in left if a != b)
+        for gone in np.flatnonzero((after == 0) & (before > 0)):  # to one that is likelier and lies on it
+            assert any(before[k] >= before[gone] and ious[k, gone] >= least_iou for k in left)
+
+
+def test_two_halves_pass_a_threshold_together():
+    boxes = np.asarray([[0, 0, 0.5, 0.5], [0.6, 0.6, 1, 1], [0, 0, 0.5, 0.48]])
+    probabilities = np.asarray([[0.3, 0.1], [0.2, 0.8], [0.5, 0.1]])
+    merged = merge_duplicates(probabilities, boxes, 0.7)
+    np.testing.assert_allclose(merged, [[0, 0.2], [0.2, 0.8], [0.8, 0]], rtol=1e-6)
+
+
+def test_boxes_apart_are_left_as_they_are():
+    rng = np.random.default_rng(0)
+    corners = rng.permutation(np.stack(np.meshgrid(range(4), range(3)), -1).reshape(-1, 2)) / 4
+    probabilities = rng.dirichlet(np.ones(12), 3).T
+    apart = np.concatenate([corners, corners + 0.2], 1)
+    np.testing.assert_array_equal(merge_duplicates(probabilities, apart, 0.5), probabilities)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lgjax.data.boxes import box_giou, box_iou
 from lgjax.eval import chair, chat_score, pope
 from lgjax.eval import grounding_bench as bench
-from lgjax.eval.boxes import box_giou, box_iou
 from tests.parity.cases import metric_cases
 
 
