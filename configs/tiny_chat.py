@@ -28,7 +28,7 @@ def get_config() -> TrainConfig:
                 DataStream(sorts=("description", "questions"), split="combinations", count=256, seed=1),
             ),
             grounded_rows=24,
-            length=184,
+            length=220,
             phrases=8,
             objects=8,
             mask_side=32,

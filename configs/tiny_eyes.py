@@ -18,10 +18,10 @@ def get_config() -> TrainConfig:
             grounded=(DataStream(sorts=("description",), max_things=10),),
             held_out=(DataStream(sorts=("description",), split="combinations", count=256, seed=1),),
             grounded_rows=24,
-            length=320,  # the text is not learnt here
+            length=360,  # the text is not learnt here
             phrases=10,
             objects=10,
-            mask_side=64,
+            mask_side=160,
             words=True,
         ),
         loss=LossConfig(
@@ -32,7 +32,7 @@ def get_config() -> TrainConfig:
             drop_path=False,
         ),
         optim=OptimConfig(method="muon", lr=3e-3, b2=0.98, clip_norm=5.0, rates=Rates(grounding=1, slow=1)),
-        steps=1800,
+        steps=1500,
         log_every=20,
         save_every=200,
         measure_every=200,

@@ -16,10 +16,10 @@ def get_config() -> TrainConfig:
             grounded=(DataStream(sorts=("description",), max_things=10),),
             held_out=(DataStream(sorts=("description",), split="combinations", count=256, seed=1),),
             grounded_rows=24,
-            length=320,  # the text is not learnt here
+            length=360,  # the text is not learnt here
             phrases=10,
             objects=10,
-            mask_side=64,
+            mask_side=160,
             words=True,
         ),
         loss=LossConfig(parts=("prompting", "words"), points=256, drop_path=False),

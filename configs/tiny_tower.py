@@ -21,7 +21,7 @@ def get_config() -> TrainConfig:
             grounded=(DataStream(sorts=("description",), max_things=10),),
             held_out=(DataStream(sorts=("description",), split="combinations", count=256, seed=1),),
             grounded_rows=64,
-            length=320,  # the text is not learnt here
+            length=360,  # the text is not learnt here
             phrases=10,
             objects=10,
             mask_side=32,
@@ -31,7 +31,7 @@ def get_config() -> TrainConfig:
         optim=OptimConfig(
             method="muon", lr=4e-3, b2=0.98, clip_norm=1.0, rates=Rates(clip=1, projector=1, head=1)
         ),
-        steps=1000,
+        steps=1600,
         log_every=20,
         save_every=200,
         measure_every=200,

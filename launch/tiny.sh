@@ -1,10 +1,11 @@
 #!/bin/sh
-# Train the small model of the package from nothing: about three hours on two cores (the sum of its stages).
+# Train the small model of the package from nothing: about four hours on two cores (by the times of its stages).
 #
 #   launch/tiny.sh            from the folder that holds configs/; writes runs/tiny and lgjax/assets/tiny
 #
-# Two stages at a time, each on a core: what tells (tower, lists, chat) beside what finds (names, eyes); then the rest.
-# Run it again after an interruption: every stage goes on where it was.
+# Two stages at a time, each on a core: what tells (tower, lists, chat) beside what finds (names, eyes), then what
+# reads what is pointed at (prompts, talk) beside what finds, again (polish).
+# Run it again after an interruption: what is done is not done again, and `lgjax train` goes on where it was.
 set -eu
 
 out=runs/tiny
@@ -39,16 +40,29 @@ places() {
   stage 1 names && stage 1 eyes
 }
 
+pointed() {
+  stage 1 prompts && stage 1 talk
+}
+
+again() {
+  stage 0 polish
+}
+
+together() {
+  "$1" &
+  first=$!
+  "$2" &
+  second=$!
+  failed=
+  wait "$first" || failed=yes
+  wait "$second" || failed=yes
+  [ -z "$failed" ]
+}
+
 [ -f configs/tiny_tokenizer.model ] || python launch/tiny_vocabulary.py configs/tiny_tokenizer.model
-words &
-looking=$!
-places &
-finding=$!
-wait "$looking"
-wait "$finding"
+together words places
 if [ ! -d "$out/prompt_start" ]; then
   python launch/tiny_prompt_start.py "$out/eyes/model" "$out/prompt_start"
 fi
-stage "0,1" prompts
-stage "0,1" talk
-python launch/tiny_join.py "$out/eyes/model" "$out/talk/model" lgjax/assets/tiny
+together pointed again
+python launch/tiny_join.py "$out/polish/model" "$out/talk/model" lgjax/assets/tiny

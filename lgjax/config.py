@@ -146,7 +146,7 @@ def llava_g_7b() -> ModelConfig:
 
 
 def tiny() -> ModelConfig:
-    """The model that `launch/tiny.sh` trains on composed scenes: 128 pixels, 8 million parameters."""
+    """The model that `launch/tiny.sh` trains on composed scenes: 160 pixels, 8 million parameters."""
     swin = SwinConfig(embed_dim=28, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8), window=4)
     transformer = TransformerConfig(
         hidden_size=96,
@@ -159,7 +159,7 @@ def tiny() -> ModelConfig:
     )
     return ModelConfig(
         clip=ClipConfig(
-            image_size=128,
+            image_size=160,
             patch_size=16,
             hidden_size=192,
             mlp_size=384,
@@ -176,8 +176,10 @@ def tiny() -> ModelConfig:
             num_kv_heads=3,
             head_dim=64,
         ),
-        grounding=GroundingConfig(swin=swin, transformer=transformer, image_size=128, num_queries=100),
-        prompt=PromptConfig(swin=swin, transformer=transformer, image_size=128),
+        grounding=GroundingConfig(
+            swin=swin, transformer=transformer, image_size=160, num_queries=100, merge_iou=0.6
+        ),
+        prompt=PromptConfig(swin=swin, transformer=transformer, image_size=160),
         seg_state="at",
     )
 

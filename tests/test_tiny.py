@@ -11,12 +11,15 @@ import numpy as np
 
 from lgjax import Click, GroundedChat
 from lgjax.cli import main
+from lgjax.data.boxes import box_iou
 from lgjax.data.scene_text import View, article
 from lgjax.data.scenes import Scene
 from lgjax.data.sources.scenes import Scenes
 from lgjax.draw import deepest_point
-from lgjax.data.boxes import box_iou
-from lgjax.eval.scenes import name_of, says_yes
+from lgjax.eval.predict import prediction_of
+from lgjax.eval.questions import Question
+from lgjax.eval.scenes import name_of, says_yes, score_description, total
+from lgjax.infer.answer import Answer
 from lgjax.infer.load import TINY, folder_of
 
 SCENES = 24
@@ -31,6 +34,11 @@ def chat() -> GroundedChat:
 def scenes() -> list[Scene]:
     composed = Scenes(split="combinations", seed=5)
     return [composed.scene(number) for number in range(SCENES)]
+
+
+@functools.cache
+def descriptions() -> list[Answer]:
+    return chat().ask_batch([one.image for one in scenes()], ["Describe the picture."] * SCENES)
 
 
 def test_it_fits_into_sixteen_megabytes():
@@ -75,17 +83,34 @@ def test_it_knows_whether_something_is_there():
         ]
         for names in (there, away)
     ]
-    assert said[0].count(True) >= 0.65 * SCENES and said[1].count(False) >= 0.85 * SCENES
+    assert said[0].count(True) >= 0.8 * SCENES and said[1].count(False) >= 0.85 * SCENES
 
 
 def test_most_of_what_a_description_names_is_there():
-    answers = chat().ask_batch([one.image for one in scenes()], ["Describe the picture."] * SCENES)
+    answers = descriptions()
     named = [
         (name_of(phrase.text), {thing.kind.name for thing in one.things})
         for one, answer in zip(scenes(), answers, strict=True)
         for phrase in answer.phrases
     ]
-    assert len(named) >= SCENES and np.mean([name in there for name, there in named]) >= 0.6
+    assert len(named) >= SCENES and np.mean([name in there for name, there in named]) >= 0.75
+
+
+def test_descriptions_find_what_they_name():
+    asked = Question(id="description", image="", path=Path(), text="Describe the picture.")
+    predictions = [prediction_of(asked, answer, {}) for answer in descriptions()]
+    found = [score_description(*pair) for pair in zip(scenes(), predictions, strict=True)]
+    assert total(found)[2] >= 0.6 and (total(found)[3] or 0) >= 0.75  # F1, mask IoU of the right boxes
+
+
+def test_boxes_of_a_phrase_are_of_different_things():
+    answers = chat().ask_batch(
+        [one.image for one in scenes()], ["Describe the picture."] * SCENES, threshold=0.02
+    )
+    boxes = [phrase.boxes.astype(float) for answer in answers for phrase in answer.phrases]
+    assert any(len(some) > 1 for some in boxes)
+    for some in boxes:
+        assert (box_iou(some, some) - np.eye(len(some))).max(initial=0) < 0.62  # 0.6 and rounding at the rim
 
 
 def test_the_command_without_arguments_describes_the_example(capsys, tmp_path):
