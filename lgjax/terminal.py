@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lgjax.convert.convert import convert as convert_weights
-from lgjax.data.images import ImageSource
+from lgjax.data.images import ImageSource, load_image
 from lgjax.draw import coloured_text
 from lgjax.infer.answer import Answer
 from lgjax.infer.chat import Conversation, GroundedChat
@@ -136,7 +136,8 @@ def chat(
         *map(parse_scribble, scribbles),
     ]
     prompts: list[Region] = [*points, *map(load_mask, masks)]
-    marked = GroundedChat.mark(image, [load_mask(path) for path in marks]) if marks else image
+    picture = load_image(image)
+    marked = GroundedChat.mark(picture, [load_mask(path) for path in marks]) if marks else picture
     if question is None and as_json:
         raise ValueError("--json needs a question; a session shows its answers in colour")
     if out is not None:

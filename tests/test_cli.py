@@ -209,11 +209,13 @@ def test_faults_of_options_are_one_line(arguments, part, checkpoint, photo, caps
     assert part in line and line.count("\n") == 1 and line.startswith("lgjax: ")
 
 
-def test_a_folder_that_cannot_be_is_refused_first(checkpoint, photo, tmp_path, capsys, monkeypatch):
+def test_files_that_cannot_be_are_refused_first(checkpoint, photo, tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("lgjax.terminal.load", None)  # never reached
     line = fault(capsys, "chat", photo, "a?", "--checkpoint", checkpoint, "--out", str(tmp_path / "file"))
     assert "file" in line and line.count("\n") == 1
+    gone = fault(capsys, "chat", str(tmp_path / "gone.jpg"), "a?", "--checkpoint", checkpoint)
+    assert "gone.jpg" in gone and gone.count("\n") == 1
     assert "--json needs a question" in fault(capsys, "chat", photo, "--checkpoint", checkpoint, "--json")
 
 
