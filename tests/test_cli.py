@@ -280,5 +280,21 @@ def test_a_checkpoint_whose_numbers_changed_is_refused(checkpoint, photo, tmp_pa
     assert "do not give the outputs that were recorded" in line and "projector" in line
 
 
+@pytest.mark.parametrize("form", ["int8", "int4"])
+def test_a_smaller_checkpoint_answers(form, checkpoint, photo, tmp_path, capsys):
+    small = str(tmp_path / form)
+    main(["convert", checkpoint, small, "--quantize", form])
+    main(["inspect", small])
+    printed = capsys.readouterr().out
+    assert f"wrote {small}: " in printed and "projector" in printed and f" {form}" in printed
+    main(["chat", photo, "What is it?", "--checkpoint", small, "--answer", GROUNDED, "--json"])
+    assert len(json.loads(capsys.readouterr().out)["phrases"]) == 2
+    line = fault(capsys, "export", small, str(tmp_path / "out"))
+    assert "an export needs full numbers" in line and line.count("\n") == 1
+    line = fault(capsys, "convert", checkpoint, str(tmp_path / "out"))
+    assert "is an lgjax checkpoint already" in line and line.count("\n") == 1
+    assert "--quantize" in fault(capsys, "convert", checkpoint, str(tmp_path / "out"), "--quantize", "int3")
+
+
 def test_a_typo_suggests_the_option(photo, capsys):
     assert "--threshold" in fault(capsys, "chat", photo, "a?", "--treshold", "0.1")

@@ -1,4 +1,5 @@
-"""From a checkpoint in the original's layout, or a part that training starts from, to an lgjax checkpoint.
+"""From a checkpoint in the original's layout, or a part that training starts from, to an lgjax checkpoint;
+also from one of these to a smaller one.
 
 Source: spec/language_model.md 14, spec/grounding_model.md 13, spec/visual_prompts.md 10.
 """
@@ -9,12 +10,14 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import ml_dtypes
 import numpy as np
 
-from lgjax.convert import hf_config, keys, lazy, manifest, read, store, verify
+from lgjax.convert import hf_config, keys, lazy, manifest, packed, read, store, verify
+from lgjax.convert import meta as metas
+from lgjax.convert.ahead import stored_tensors
 from lgjax.convert.lazy import LazyTensor
 from lgjax.convert.meta import Meta, SourceKind, SourceLayout
 from lgjax.text import tokenizer as tokenizers
@@ -42,6 +45,7 @@ def convert(
     target: str | Path,
     *,
     dtype: str | None = None,
+    quantize: str | None = None,
     seg_state: str = "before",
     tokenizer: str | Path | None = None,
     overwrite: bool = False,
@@ -51,9 +55,11 @@ def convert(
 
     `source` is a LLaVA-Grounding folder, or a part: a LLaMA or CLIP folder, an OpenSeeD .pt, a Semantic-SAM
     .pth, an mm_projector.bin. `dtype` is that of language model, vision tower and projector (the two vision
-    models then become float32); None keeps every tensor's own, so that an export is bit-equal. `tokenizer`
-    names a folder or tokenizer.model when the source has none. `seg_state` is recorded, see ModelConfig.
-    `progress` is called with (parameter path, bytes done, bytes in all).
+    models then become float32); None keeps every tensor's own, so that an export is bit-equal. `quantize`,
+    "int8" or "int4", packs the matrices of these parts, see convert/packed.py; the source may then also be an
+    lgjax checkpoint, whose `seg_state` and tokenizer stay. `tokenizer` names a folder or tokenizer.model when
+    the source has none. `seg_state` is recorded, see ModelConfig. `progress` is called with (parameter path,
+    bytes done, bytes in all).
 
     Raises:
         FileNotFoundError: no such source, or nothing in it that is known.
@@ -64,10 +70,22 @@ def convert(
     source, target = Path(source), Path(target)
     if dtype is not None and dtype not in get_args(DtypeName):
         raise ValueError(f"dtype '{dtype}' is none of {', '.join(get_args(DtypeName))}")
+    if quantize is not None and quantize not in get_args(metas.Form):
+        raise ValueError(f"quantize '{quantize}' is none of {', '.join(get_args(metas.Form))}")
+    form = cast(metas.Form | None, quantize)
     if seg_state not in ("before", "at"):
         raise ValueError(f"seg_state '{seg_state}' is neither 'before' nor 'at'")
     if not source.exists():
         raise FileNotFoundError(f"no checkpoint at {source}")
+    if (source / metas.FILE).is_file():
+        if tokenizer is not None or seg_state != "before":
+            raise ValueError(f"{source} is an lgjax checkpoint, which keeps its own tokenizer and seg_state")
+        if dtype is None and quantize is None:
+            raise ValueError(
+                f"{source} is an lgjax checkpoint already; --quantize or --dtype make it smaller"
+            )
+        content = _content_of(source)
+        return store.write(target, _smaller(content, dtype, form), overwrite=overwrite, progress=progress)
     opened = read.open_folder(source) if source.is_dir() else read.open_file(source)
     if opened.findings and not opened.tensors:
         verify.refuse(str(source), opened.findings)
@@ -100,10 +118,6 @@ def convert(
     verify.refuse(str(source), findings + faults)
 
     leaves, unused = verify.select(tensors, entries, config)
-    if dtype is not None:
-        wanted = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
-        for path, leaf in leaves.items():
-            leaves[path] = lazy.cast(leaf, store.part_dtype(path.split("/")[0], wanted, leaf.dtype), path)
     content = store.Content(
         config=config,
         leaves=leaves,
@@ -122,7 +136,49 @@ def convert(
             missing=tuple(sorted(missing)),
         ),
     )
-    return store.write(target, content, overwrite=overwrite, progress=progress)
+    return store.write(target, _smaller(content, dtype, form), overwrite=overwrite, progress=progress)
+
+
+def _smaller(content: store.Content, dtype: str | None, form: metas.Form | None) -> store.Content:
+    """What is stored: matrices packed, everything else in the dtype that is asked for."""
+    forms = packed.forms_of(content.leaves, form) if form else {}
+    if form and not forms:
+        parts = ", ".join(sorted({path.split("/")[0] for path in content.leaves}))
+        raise ValueError(
+            f"there is nothing to keep in {form}: the source holds {parts}, which stay as they are"
+        )
+    leaves = dict(content.leaves)
+    if dtype is not None:
+        wanted = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+        for path, leaf in leaves.items():
+            if path not in forms:
+                own = store.part_dtype(path.split("/")[0], wanted, leaf.dtype)
+                leaves[path] = lazy.cast(leaf, own, path)
+    # packed matrices cannot be exported, so what only an export needs is left out
+    unused = {} if forms else content.unused
+    return dataclasses.replace(content, leaves=leaves, forms=forms, unused=unused)
+
+
+def _content_of(folder: Path) -> store.Content:
+    """A checkpoint of ours, to be written again."""
+    meta = metas.read(folder)
+    store.check_files(folder, meta)
+    packed.refuse(folder, meta, "a conversion")
+    stored = store.stored_leaves(folder)
+    in_order = sorted(stored, key=lambda path: meta.parts.index(path.split("/")[0]))
+    return store.Content(
+        config=meta.config,
+        leaves=stored_tensors({path: stored[path] for path in in_order}, folder),
+        unused=read.open_file(folder / store.UNUSED).tensors,
+        tokenizer=_files_of(folder / store.TOKENIZER),
+        source_files=_files_of(folder / store.SOURCE),
+        tokens=meta.tokens,
+        source=meta.source,
+    )
+
+
+def _files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*"))}
 
 
 def _kind(source: Path, tensors: Mapping[str, Any]) -> SourceKind:

@@ -22,7 +22,9 @@ def describe(folder: str | Path) -> str:
     store.check_files(folder, meta)
     stored = store.stored_leaves(folder)
     disk = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    lines = [f"lgjax checkpoint {folder}: {len(stored)} parameters, {disk / 1e6:,.1f} MB on disk"]
+    lines = [
+        f"lgjax checkpoint {folder}: {len(stored) - len(meta.forms)} parameters, {disk / 1e6:,.1f} MB on disk"
+    ]
     for part in meta.parts:
         counts = meta.dtypes[part]
         dtypes = ", ".join(f"{count:,} {dtype}" for dtype, count in counts.items())

@@ -15,8 +15,9 @@ import ml_dtypes
 import numpy as np
 
 from lgjax.config import ModelConfig
-from lgjax.convert import hf_config, keys, lazy, manifest, read, safe_file, store
+from lgjax.convert import hf_config, keys, lazy, manifest, packed, read, safe_file, store
 from lgjax.convert import meta as metas
+from lgjax.convert.ahead import stored_tensors
 from lgjax.convert.lazy import LazyTensor
 from lgjax.convert.manifest import Entry
 from lgjax.convert.meta import Meta
@@ -43,12 +44,13 @@ def export(
     Raises:
         FileNotFoundError: no lgjax checkpoint.
         FileExistsError, OSError: the target exists, or the disk is too small.
-        ValueError: the checkpoint holds only a part of the model.
+        ValueError: the checkpoint holds only a part of the model, or packed matrices.
         ImportError: .bin files without PyTorch.
     """
     folder, target = Path(folder), Path(target)
     meta = metas.read(folder)
     store.check_files(folder, meta)
+    packed.refuse(folder, meta, "an export")
     if lacking := [part for part in manifest.present_parts(meta.config) if part not in meta.parts]:
         raise ValueError(
             f"{folder} holds only {', '.join(meta.parts)}; an export needs {', '.join(lacking)} too"
@@ -99,10 +101,7 @@ def _tensors(folder: Path, meta: Meta) -> dict[str, LazyTensor]:
         raise ValueError(
             f"{folder} lacks {len(lacking)} parameters, such as '{lacking[0]}'; it cannot be exported"
         )
-    ahead = _Ahead(
-        folder,
-        {path: int(np.prod(e.shape)) * np.dtype(stored[path].dtype).itemsize for path, e in learned.items()},
-    )
+    read_ahead = stored_tensors({path: stored[path] for path in learned}, folder)
     tensors: dict[str, LazyTensor] = {}
     for key, entry in entries.items():
         if key in unused:
@@ -114,8 +113,7 @@ def _tensors(folder: Path, meta: Meta) -> dict[str, LazyTensor]:
             tensors[key] = LazyTensor(entry.shape, own(key), zeros)
         else:
             own_entry = entries[entry.canonical] if entry.kind == "alias" else entry
-            load = functools.partial(ahead.load, own_entry)
-            tensors[key] = LazyTensor(entry.shape, np.dtype(stored[own_entry.path].dtype), load)
+            tensors[key] = _in_their_layout(read_ahead[own_entry.path], own_entry)
     for key in _extra_keys(meta, entries):
         tensors[key] = unused.get(key) or _buffer(
             key, Entry("buffer", manifest.position_ids(meta.config.clip)[1]), meta.config, own(key)
@@ -130,20 +128,11 @@ def _extra_keys(meta: Meta, entries: Mapping[str, Entry]) -> list[str]:
     return [key for key in listed if key not in entries]
 
 
-class _Ahead:
-    """Reads parameters in batches, as opening the store once for each tensor would take most of the time."""
+def _in_their_layout(tensor: LazyTensor, entry: Entry) -> LazyTensor:
+    def load() -> np.ndarray:
+        return lazy.contiguous(keys.to_checkpoint(tensor.load(), entry.layout))
 
-    def __init__(self, folder: Path, sizes: dict[str, int]) -> None:
-        self.folder = folder
-        batches = lazy.batches(list(sizes), sizes.__getitem__)
-        self.batch_of = {path: batch for batch in batches for path in batch}
-        self.held: dict[str, np.ndarray] = {}
-
-    def load(self, entry: Entry) -> np.ndarray:
-        if entry.path not in self.held:
-            self.held = {}
-            self.held = store.read_arrays(self.folder, self.batch_of[entry.path])
-        return lazy.contiguous(keys.to_checkpoint(self.held[entry.path], entry.layout))
+    return LazyTensor(entry.shape, tensor.dtype, load)
 
 
 def _buffer(key: str, entry: Entry, config: ModelConfig, dtype: np.dtype) -> LazyTensor:

@@ -9,9 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lgjax.config import ModelConfig
+from lgjax.convert.meta import Form
+from lgjax.convert.packed import TABLE, unpack
+from lgjax.models.matmul import Packed, widen
 
 Corner = tuple[slice, ...]
 Values = dict[str, list[float]]
@@ -26,7 +31,7 @@ def corners(config: ModelConfig, parts: tuple[str, ...]) -> dict[str, Corner]:
     found: dict[str, Corner] = {}
     if "llama" in parts:
         llama = config.llama
-        found["llama/embed_tokens"] = (slice(0, None, max(1, llama.vocab_size // 8)), _ALL)
+        found[TABLE] = (slice(0, None, max(1, llama.vocab_size // 8)), _ALL)
         found["llama/norm/scale"] = (_ALL,)
         if not llama.tie_embeddings:
             found["llama/lm_head/kernel"] = (_ALL, slice(0, None, max(1, llama.vocab_size // 8)))
@@ -87,7 +92,7 @@ def compute(cut: Mapping[str, np.ndarray]) -> Values:
             x = cut["clip/position_embedding"].sum(0) @ cut[f"{mlp}/fc1/kernel"]
             values[mlp] = (x / (1 + np.exp(-1.702 * x))) @ kernel
     if "llama/norm/scale" in cut:
-        rows = cut["llama/embed_tokens"]
+        rows = cut[TABLE]
         x = rows / np.sqrt(np.mean(np.square(rows), -1, keepdims=True) + 1e-6) * cut["llama/norm/scale"]
         head = cut.get("llama/lm_head/kernel", rows.T)
         values["llama/logits"] = np.diag(x @ head[:, : len(rows)])
@@ -96,16 +101,48 @@ def compute(cut: Mapping[str, np.ndarray]) -> Values:
     }
 
 
+def stored_corners(found: Mapping[str, Corner], forms: Mapping[str, Form]) -> dict[str, Corner]:
+    """Turn the corners of parameters into those of the arrays that are stored for them."""
+    stored: dict[str, Corner] = {}
+    for path, corner in found.items():
+        arrays = [f"{path}/{name}" for name in Packed._fields] if path in forms else []
+        stored |= dict.fromkeys(arrays, _sharing(path, corner)) if arrays else {path: corner}
+    return stored
+
+
+def of_stored(
+    cut: Mapping[str, np.ndarray], found: Mapping[str, Corner], forms: Mapping[str, Form]
+) -> Values:
+    """Compute the fingerprint from the `stored_corners`."""
+    leaves = unpack(cut, forms).items()
+    return compute({path: _numbers(path, leaf, found[path]) for path, leaf in leaves})
+
+
 def of_parameters(params: Mapping[str, Any], config: ModelConfig, parts: tuple[str, ...]) -> Values:
-    """Compute the fingerprint of loaded parameters (numpy or JAX arrays, any sharding, any float dtype)."""
+    """Compute the fingerprint of loaded parameters: numpy or JAX arrays of any sharding and float dtype, or
+    packed."""
     cut = {}
     for path, corner in corners(config, parts).items():
         leaf: Any = params
         for name in path.split("/"):
             leaf = leaf.get(name) if isinstance(leaf, Mapping) else None
         if leaf is not None:
-            cut[path] = np.asarray(leaf[corner])
+            part = _sharing(path, corner) if isinstance(leaf, Packed) else corner
+            cut[path] = _numbers(path, jax.tree.map(lambda array, part=part: array[part], leaf), corner)
     return compute(cut)
+
+
+def _sharing(path: str, corner: Corner) -> Corner:
+    """What shares the scales of a corner, in both arrays of a packed matrix: all inputs of its outputs."""
+    return (corner[0], _ALL) if path == TABLE else (_ALL, corner[1])
+
+
+def _numbers(path: str, part: Any, corner: Corner) -> np.ndarray:
+    """The corner itself from what was cut out for it."""
+    if not isinstance(part, Packed):
+        return np.asarray(part)
+    wide = np.asarray(widen(jax.tree.map(jnp.asarray, part)))
+    return wide[:, corner[1]] if path == TABLE else wide[corner[0]]
 
 
 def verify_fingerprint(

@@ -15,6 +15,8 @@ FILE = "lgjax.json"
 VERSION = 1
 
 SourceKind = Literal["llava-grounding", "llama", "clip", "openseed", "semantic-sam", "projector"]
+Form = Literal["int8", "int4"]
+FLOAT32_PARTS = ("grounding", "prompt")  # computed and loaded in float32 whatever is asked for the rest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,8 +50,9 @@ class Meta:
     """Everything about a checkpoint but its tensors.
 
     `parts` are the top-level parameter groups that are stored; sizes in `config` mean something for these
-    only. `dtypes` counts the numbers of each dtype of each part; `fingerprint` see convert/fingerprint.py;
-    `files` has size and checksum of each file, see `store.check_files`.
+    only. `dtypes` counts the numbers of each dtype (or form) of each part; `fingerprint` see
+    convert/fingerprint.py; `files` has size and checksum of each file, see `store.check_files`; `forms` names
+    the parameters that are not kept as numbers, see convert/packed.py.
     """
 
     config: ModelConfig
@@ -59,6 +62,7 @@ class Meta:
     files: dict[str, tuple[int, int]]
     tokens: TokenIds | None = None
     source: SourceLayout | None = None
+    forms: dict[str, Form] = dataclasses.field(default_factory=dict)
 
 
 def write(folder: Path, meta: Meta) -> None:

@@ -26,13 +26,12 @@ from jax.sharding import Mesh
 from orbax.checkpoint import type_handlers
 
 from lgjax.config import ModelConfig
-from lgjax.convert import fingerprint, lazy, safe_file
+from lgjax.convert import fingerprint, lazy, packed, safe_file
 from lgjax.convert import meta as metas
 from lgjax.convert.lazy import LazyTensor
-from lgjax.convert.meta import Meta, SourceLayout, TokenIds
+from lgjax.convert.meta import FLOAT32_PARTS, Form, Meta, SourceLayout, TokenIds
 
 PARAMS, UNUSED, TOKENIZER, SOURCE = "params", "unused.safetensors", "tokenizer", "source"
-FLOAT32_PARTS = ("grounding", "prompt")  # computed and loaded in float32 whatever is asked for the rest
 _CHUNK_BYTES = 1 << 25  # pieces that a sharded restore can read apart
 
 Progress = Callable[[str, int, int], None]
@@ -50,7 +49,8 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Content:
-    """What goes into a checkpoint folder. `leaves` maps parameter paths to tensors in our layout."""
+    """What goes into a checkpoint folder. `leaves` maps parameter paths to tensors in our layout; those of
+    `forms` are packed when they are written."""
 
     config: ModelConfig
     leaves: Mapping[str, LazyTensor]
@@ -59,6 +59,7 @@ class Content:
     source_files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
     tokens: TokenIds | None = None
     source: SourceLayout | None = None
+    forms: Mapping[str, Form] = dataclasses.field(default_factory=dict)
 
 
 def part_dtype(part: str, dtype: np.dtype | None, stored: np.dtype) -> np.dtype:
@@ -83,12 +84,13 @@ def write(
         OSError: too little free disk.
         ValueError: a tensor that does not survive its cast, or with numbers that are not finite.
     """
-    leaves = content.leaves
+    leaves = packed.pack(content.leaves, content.forms)
     total = sum(leaf.nbytes for leaf in leaves.values())
     parts = tuple(dict.fromkeys(path.split("/")[0] for path in leaves))
     with replacing(target, total + sum(leaf.nbytes for leaf in content.unused.values()), overwrite) as folder:
-        cut: dict[str, np.ndarray] = {}
         corners = fingerprint.corners(content.config, parts)
+        wanted = fingerprint.stored_corners(corners, content.forms)
+        cut: dict[str, np.ndarray] = {}
         done = 0
 
         def passing(path: str, leaf: LazyTensor) -> LazyTensor:
@@ -100,8 +102,8 @@ def write(
                         f"parameter '{path}' holds {wrong} numbers that are not finite (NaN or infinite); "
                         "the source is damaged"
                     )
-                if path in corners:
-                    cut[path] = np.array(value[corners[path]])
+                if path in wanted:
+                    cut[path] = np.array(value[wanted[path]])
                 done += value.nbytes
                 if progress is not None:
                     progress(path, done, total)
@@ -118,11 +120,12 @@ def write(
         meta = Meta(
             config=content.config,
             parts=parts,
-            dtypes=_count_dtypes(leaves),
-            fingerprint=fingerprint.compute(cut),
+            dtypes=_count_dtypes(content),
+            fingerprint=fingerprint.of_stored(cut, corners, content.forms),
             files=_list_files(folder),
             tokens=content.tokens,
             source=content.source,
+            forms=dict(content.forms),
         )
         metas.write(folder, meta)
     return meta
@@ -160,7 +163,8 @@ def load(
     """Read a checkpoint as JAX arrays, on one device or straight to its sharding over `mesh`.
 
     `dtype` is that of language model, vision tower and projector (None: as stored); grounding and visual
-    prompts are always float32. `parts` restricts what is read, for example to ("llama",).
+    prompts are always float32, packed matrices stay packed. `parts` restricts what is read, for example to
+    ("llama",).
 
     Raises:
         FileNotFoundError: no checkpoint, or a part that it does not hold.
@@ -173,14 +177,18 @@ def load(
     if absent := [part for part in wanted if part not in meta.parts]:
         raise FileNotFoundError(f"{folder} holds {', '.join(meta.parts)}, but not {', '.join(absent)}")
     stored = {p: leaf for p, leaf in stored_leaves(folder).items() if p.split("/")[0] in wanted}
+    forms: dict[str, Form] = {p: form for p, form in meta.forms.items() if p.split("/")[0] in wanted}
+    packed.check(folder, stored, forms)
     asked = None if dtype is None else np.dtype(dtype)
     float32 = np.dtype(np.float32)
 
     def target(path: str, leaf: Any) -> np.dtype:
         part = path.split("/")[0]
+        if path.rpartition("/")[0] in forms:
+            return np.dtype(leaf.dtype)
         return float32 if part in FLOAT32_PARTS else part_dtype(part, asked, np.dtype(leaf.dtype))
 
-    where = _placements(stored, meta.config, mesh)
+    where = _placements(stored, meta, mesh)
     arguments = {
         path: ocp.ArrayRestoreArgs(
             restore_type=jax.Array,
@@ -190,8 +198,8 @@ def load(
         )
         for path, leaf in stored.items()
     }
-    params = _restore(folder, {path: 0 for path in stored}, arguments)
-    return Checkpoint(meta.config, params, meta, folder)
+    params = flattened(_restore(folder, {path: 0 for path in stored}, arguments))
+    return Checkpoint(meta.config, nested(packed.unpack(params, forms)), meta, folder)
 
 
 def check_files(folder: Path, meta: Meta) -> None:
@@ -359,20 +367,21 @@ def _restore(folder: Path, item: dict[str, Any], arguments: dict[str, Any]) -> d
         )
 
 
-def _placements(stored: dict[str, Any], config: ModelConfig, mesh: Mesh | None) -> dict[str, Any]:
+def _placements(stored: dict[str, Any], meta: Meta, mesh: Mesh | None) -> dict[str, Any]:
     if mesh is None:
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         return dict.fromkeys(stored, device)
     from lgjax.models.llava_grounding import logical_axes
     from lgjax.parallel import rules
 
-    axes = flattened(logical_axes(config))
-    return rules.shardings(stored, {path: axes[path] for path in stored}, mesh)
+    axes = flattened(logical_axes(meta.config))
+    return rules.shardings(stored, {path: packed.axes_of(path, meta.forms, axes) for path in stored}, mesh)
 
 
-def _count_dtypes(leaves: Mapping[str, LazyTensor]) -> dict[str, dict[str, int]]:
+def _count_dtypes(content: Content) -> dict[str, dict[str, int]]:
     counts: dict[str, dict[str, int]] = {}
-    for path, leaf in leaves.items():
+    for path, leaf in content.leaves.items():
         part = counts.setdefault(path.split("/")[0], {})
-        part[leaf.dtype.name] = part.get(leaf.dtype.name, 0) + leaf.size
+        kind = content.forms.get(path, leaf.dtype.name)
+        part[kind] = part.get(kind, 0) + leaf.size
     return counts

@@ -47,7 +47,8 @@ class GroundedChat:
         "debug" (untrained).
 
         dtype: of language model and vision tower, "float32", "bfloat16" or "auto": bfloat16 on accelerators
-        and, on CPUs, float32 where it fits into half of the free memory. A mesh shards the parameters.
+        and, on CPUs, float32 where it fits into half of the free memory; matrices that `lgjax convert
+        --quantize` has packed stay so. A mesh shards the parameters.
         Grounding and visual prompts always compute in float32.
 
         Raises:

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.resources
 import os
 from pathlib import Path
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -81,10 +82,11 @@ def folder_of(source: str | Path) -> Path:
 
 
 def choose_dtype(found: meta.Meta, mesh: jax.sharding.Mesh | None) -> np.dtype:
-    """bfloat16 on accelerators; on CPUs float32 where the parameters fit into half of the free memory."""
+    """bfloat16 on accelerators; on CPUs float32 where what is not packed fits into half the free memory."""
     if jax.default_backend() != "cpu":
         return np.dtype(jnp.bfloat16)
-    numbers = sum(sum(counts.values()) for counts in found.dtypes.values())
+    counts = [pair for part in found.dtypes.values() for pair in part.items()]
+    numbers = sum(count for kind, count in counts if kind not in get_args(meta.Form))
     return np.dtype(np.float32) if 4 * numbers < free_memory() / 2 else np.dtype(jnp.bfloat16)
 
 

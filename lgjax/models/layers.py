@@ -8,10 +8,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.errors import ScopeParamShapeError
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from lgjax.models.matmul import matmul
+from lgjax.models.matmul import LowRank, Packed, matmul, shape_of
 
 Init = Callable[..., Any]
 Axes = tuple[str | None, ...]
@@ -37,12 +38,20 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
-        kernel = self.param("kernel", named(self.kernel_init, *self.axes), (x.shape[-1], self.features))
-        y = matmul(x.astype(self.dtype), kernel)
+        y = matmul(x.astype(self.dtype), self._kernel((x.shape[-1], self.features)))
         if self.use_bias:
             bias = self.param("bias", named(self.bias_init, self.axes[1]), (self.features,))
             y = y + bias.astype(self.dtype)
         return y
+
+    def _kernel(self, shape: tuple[int, int]) -> Any:
+        """The kernel in whatever form it is stored; flax itself compares the shapes of plain arrays only."""
+        stored = self.get_variable("params", "kernel")
+        if not isinstance(stored, (Packed, LowRank)):
+            return self.param("kernel", named(self.kernel_init, *self.axes), shape)
+        if shape_of(stored) != shape:
+            raise ScopeParamShapeError("kernel", "/".join(self.path), shape_of(stored), shape)
+        return stored
 
 
 class Conv(nn.Module):

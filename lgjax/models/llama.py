@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 from lgjax.config import LlamaConfig
 from lgjax.models.attention import Kernel, attend
 from lgjax.models.layers import Linear, default_linear, named
-from lgjax.models.matmul import matmul_transposed, widen
+from lgjax.models.matmul import Packed, matmul_transposed, widen
 
 Hidden = Float[Array, "b t d"]
 Positions = Int[Array, "b t"]
@@ -220,7 +220,7 @@ class LlamaLayer(nn.Module):
 
 
 class Llama(nn.Module):
-    """The decoder. Parameters may be float32, bfloat16 or raw bits (`matmul.bfloat16_bits`).
+    """The decoder. Parameters may be floats or packed (`matmul.Packed`).
 
     `scan_layers` compiles one layer for all of them, with parameters stacked under `layers` (`stack_layers`);
     sown "hidden_states" (the input of each layer) are then stacked too. `remat` computes layers again in the
@@ -263,10 +263,13 @@ class Llama(nn.Module):
 
     def embed(self, ids: Int[Array, "*batch"]) -> Float[Array, "*batch d"]:
         """Look up token ids; the table is gathered before it is cast."""
-        # each device needs whole rows for its own ids: gather the table's width, as of every other matrix
-        table = nn.with_logical_constraint(self.embed_tokens, ("vocab", None))
-        rows = jnp.take(table, ids, axis=0)
-        return (widen(rows) if rows.dtype == jnp.uint16 else rows).astype(self.dtype)
+
+        def gather(array: Array) -> Array:
+            # each device needs whole rows for its own ids: gather the table's width, as of every other matrix
+            return jnp.take(nn.with_logical_constraint(array, ("vocab", None)), ids, axis=0)
+
+        rows = jax.tree.map(gather, self.embed_tokens)
+        return (widen(rows) if isinstance(rows, Packed) else rows).astype(self.dtype)
 
     def logits(self, hidden: Float[Array, "*batch d"]) -> Float32[Array, "*batch vocab"]:
         """Return float32 logits of post-norm hidden states."""

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from lgjax.data.pipeline import Mixture, Stream
 from lgjax.infer.load import use_compilation_cache
-from lgjax.models.matmul import Int8
+from lgjax.models.matmul import Packed
 from lgjax.parallel.mesh import AXES, make_mesh
 from lgjax.text.tokenizer import Tokenizer
 from lgjax.train.config import DataStream, TrainConfig
@@ -62,7 +62,7 @@ def _groups(config: TrainConfig, state: TrainState) -> Table:
     counts: dict[str, list[int]] = {}
     for column, part in enumerate((state.trained, state.frozen)):
         for path, leaf in part.items():
-            size = math.prod((leaf.values if isinstance(leaf, Int8) else leaf).shape)
+            size = math.prod((leaf.values if isinstance(leaf, Packed) else leaf).shape)
             counts.setdefault(group_of(path), [0, 0])[column] += size
     for rows, table_path in ((NEW_EMBED, EMBED), (NEW_HEAD, HEAD)):
         if rows in state.trained:  # they stand in for rows of the frozen table

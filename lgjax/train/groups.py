@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from lgjax.convert.store import FLOAT32_PARTS, nested
 from lgjax.models.llama import unstack_layers
-from lgjax.models.matmul import Int8, LowRank, dense, low_rank, quantize
+from lgjax.models.matmul import LowRank, Packed, dense, low_rank, quantize
 from lgjax.text.tokenizer import GROUNDING_TOKENS
 from lgjax.train.config import Rates, TrainConfig
 
@@ -126,7 +126,7 @@ def leaf_of(trained: Mapping[str, Any], frozen: Mapping[str, Any], path: str, ba
     if stored in trained:
         return own(trained[stored])
     kept = own(frozen[stored]) if base is None else jnp.asarray(base)
-    kept = dense(kept) if isinstance(kept, Int8) else kept.astype(jnp.float32)
+    kept = dense(kept) if isinstance(kept, Packed) else kept.astype(jnp.float32)
     if f"{LORA}{stored}/down" in trained:
         pair = (own(trained[f"{LORA}{stored}/{name}"]) for name in ("down", "up"))
         return dense(LowRank(kept, *pair))

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from lgjax.config import ModelConfig
-from lgjax.convert import meta, store
+from lgjax.convert import meta, packed, store
 from lgjax.convert.store import flattened
 from lgjax.data.batch import SampleMaker, concatenate
 from lgjax.models.llava_grounding import LlavaGrounding, abstract_params, example_inputs, logical_axes
@@ -182,6 +182,7 @@ def _stacked(params: Flat) -> Flat:
 
 def _from_folder(folder: str, model: ModelConfig, wanted: Flat, mesh: Mesh) -> Flat:
     recorded = meta.read(folder)
+    packed.refuse(folder, recorded, "training")
     parts = [part for part in recorded.parts if part != "projector" and getattr(model, part, None)]
     for part in parts:
         _check_sizes(folder, part, getattr(recorded.config, part), getattr(model, part))

@@ -21,7 +21,7 @@ from jaxtyping import Key
 from lgjax.convert.store import flattened
 from lgjax.models.attention import Kernel, kernel_of
 from lgjax.models.llava_grounding import logical_axes
-from lgjax.models.matmul import Int8
+from lgjax.models.matmul import Packed
 from lgjax.parallel.mesh import BATCH_AXES
 from lgjax.parallel.rules import RULES, partition_spec
 from lgjax.train.config import TrainConfig
@@ -266,10 +266,10 @@ def parameter_shardings(abstract: Flat, config: TrainConfig, mesh: Mesh | Abstra
         return NamedSharding(mesh, partition_spec(shape, names, mesh))
 
     def one(path: str, leaf: Any) -> Any:
-        if isinstance(leaf, Int8):
-            names = axes[path]
-            parts = spec(leaf.values.shape, names), spec(leaf.scale.shape, (*names[:-2], names[-1]))
-            return Int8(*cast(Any, parts))
+        if isinstance(leaf, Packed):
+            (values, scale), names = cast(Any, leaf), axes[path]
+            parts = spec(values.shape, names), spec(scale.shape, (*names[:-2], None, names[-1]))
+            return Packed(*cast(Any, parts))
         if path.startswith(LORA):
             names = axes[path.removeprefix(LORA).rpartition("/")[0]]
             outer = (names[-2], None) if path.endswith("/down") else (None, names[-1])

@@ -200,7 +200,7 @@ def test_raw_bfloat16_bits_equal_their_values(config):
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), random_parameters(config))
     values = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
     bits = bfloat16_bits(params)
-    assert bits["embed_tokens"].dtype == jnp.uint16
+    assert bits["embed_tokens"].values.dtype == jnp.uint16
     ids = random_ids(2, 5)
     for a, b in zip(forward(Llama(config), bits, ids), forward(Llama(config), values, ids), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-5)

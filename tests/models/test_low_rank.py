@@ -16,21 +16,13 @@ from hypothesis import strategies as st
 from lgjax.models import matmul as products
 from lgjax.models.layers import Linear
 from lgjax.models.llama import Llama, init_cache, stack_layers, unstack_layers
-from lgjax.models.matmul import Int8, LowRank, bfloat16_bits, dense, low_rank, matmul, quantize
+from lgjax.models.matmul import LowRank, Packed, bfloat16_bits, dense, low_rank, matmul
+from tests.models.kernels import FORMS, PACKED, assert_product, exact, normal
 from tests.models.tiny_llama import CONFIGS, random_parameters
 
-FORMS = {
-    "float32": lambda w: w,
-    "bfloat16": lambda w: w.astype(jnp.bfloat16),
-    "bits": lambda w: bfloat16_bits({"kernel": w.astype(jnp.bfloat16)})["kernel"],
-    "int8": quantize,
-}
 every_form = pytest.mark.parametrize("form", FORMS)
 TWO = dataclasses.replace(CONFIGS["grouped, odd sizes"], num_layers=2)
-
-
-def normal(seed: int, *shape: int) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32))
+WHOLE = dataclasses.replace(TWO, hidden_size=64, mlp_size=128, head_dim=32)  # what 4 bits take
 
 
 def changed(form: str, *shape: int, rank: int = 3, seed: int = 0) -> LowRank:
@@ -40,52 +32,9 @@ def changed(form: str, *shape: int, rank: int = 3, seed: int = 0) -> LowRank:
     return LowRank(FORMS[form](normal(seed, *shape)), normal(seed + 1, *layers, i, rank), up)
 
 
-def exact(kernel) -> np.ndarray:
-    """The kernel in float64, by numpy only."""
-    if isinstance(kernel, LowRank):
-        return exact(kernel.base) + np.asarray(kernel.down, np.float64) @ np.asarray(kernel.up, np.float64)
-    if isinstance(kernel, Int8):
-        return np.asarray(kernel.values, np.float64) * np.asarray(kernel.scale, np.float64)[..., None, :]
-    array = np.asarray(kernel)
-    return (array.view(jnp.bfloat16) if array.dtype == np.uint16 else array).astype(np.float64)
-
-
-def assert_product(got, *factors) -> None:
-    """`got` equals the product of float64 matrices up to the rounding of its terms."""
-    want, size = (np.linalg.multi_dot(parts) for parts in (factors, [np.abs(part) for part in factors]))
-    assert (np.abs(np.asarray(got) - want) <= 2e-6 * size + 1e-7).all()
-
-
-@settings(max_examples=20)
-@given(
-    shape=st.sampled_from([(1, 1), (5, 3), (3, 40, 7), (2, 2, 300, 5)]),
-    exponent=st.floats(-30, 30),
-    half=st.booleans(),
-)
-def test_no_weight_moves_more_than_half_a_step(shape, exponent, half):
-    kernel = np.array(normal(len(shape), *shape)) * np.exp2(normal(1, shape[-1]) * 3 + exponent)
-    kernel[..., 0] = 0
-    kernel = jnp.asarray(kernel, jnp.bfloat16 if half else jnp.float32)
-    got, want = quantize(kernel), exact(kernel)
-    assert got.values.dtype == jnp.int8 and got.scale.shape == (*shape[:-2], shape[-1])
-    step = np.abs(want).max(-2) / 127
-    np.testing.assert_allclose(got.scale[..., 1:], step[..., 1:], rtol=1e-6)
-    assert (np.abs(exact(got) - want) <= step[..., None, :] * (0.5 + 1e-4)).all()
-    assert not np.asarray(dense(got))[..., 0].any()
-    np.testing.assert_allclose(dense(got), exact(got), rtol=1e-6)
-    assert shape[-1] == 1 or (np.abs(np.asarray(got.values)).max(-2)[..., 1:] == 127).all()
-
-
-def test_int8_of_raw_bits_is_that_of_their_values():
-    half = normal(0, 30, 9).astype(jnp.bfloat16)
-    bits = bfloat16_bits({"kernel": half})["kernel"]
-    for a, b in zip(quantize(bits), quantize(half), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
 @every_form
 def test_dense_is_base_and_change(form):
-    kernel = changed(form, 2, 30, 9)
+    kernel = changed(form, 2, 64, 9)
     assert dense(kernel).dtype == jnp.float32
     np.testing.assert_allclose(dense(kernel), exact(kernel), rtol=0, atol=1e-5)
 
@@ -94,11 +43,12 @@ def test_dense_is_base_and_change(form):
 @given(
     form=st.sampled_from(list(FORMS)),
     rows=st.sampled_from([1, 3]),
-    size=st.sampled_from([4, 15, 37, 256, 300]),
+    size=st.sampled_from([4, 15, 37, 256, 320]),
     out=st.sampled_from([4, 40, 256, 257, 600]),
 )
 def test_products_and_gradients_equal_float64(form, rows, size, out):
     """Every form with a change, and alone: the product, and the gradients of x and of the change."""
+    size = max(size, 64) // 64 * 64 if form == "int4" else size
     kernel = changed(form, size, out)
     kernel = kernel._replace(up=kernel.up * 0.1)  # terms of a large change would hide errors of the base
     x, gradient = normal(3, rows, size), normal(4, rows, out)
@@ -124,7 +74,7 @@ def test_products_and_gradients_equal_float64(form, rows, size, out):
 
 @every_form
 def test_gradients_equal_those_of_the_dense_kernel(form):
-    kernel, x = changed(form, 40, 300), normal(5, 2, 6, 40)
+    kernel, x = changed(form, 64, 300), normal(5, 2, 6, 64)
 
     def loss(x, down, up, make):
         return jnp.sin(matmul(x, make(LowRank(kernel.base, down, up)))).sum()
@@ -138,28 +88,28 @@ def test_gradients_equal_those_of_the_dense_kernel(form):
 
 @every_form
 def test_shapes_and_dtypes(form):
-    kernel = changed(form, 40, 7)
+    kernel = changed(form, 64, 7)
     for batch in ((), (1,), (2, 3)):
         for dtype in (jnp.float32, jnp.bfloat16):
-            got = jax.eval_shape(matmul, jax.ShapeDtypeStruct((*batch, 40), dtype), kernel)
+            got = jax.eval_shape(matmul, jax.ShapeDtypeStruct((*batch, 64), dtype), kernel)
             assert got.shape == (*batch, 7) and got.dtype == dtype
-    x = normal(6, 5, 40)
+    x = normal(6, 5, 64)
     half = matmul(x.astype(jnp.bfloat16), kernel).astype(jnp.float32)
     assert float(jnp.abs(half - matmul(x, kernel)).max() / jnp.abs(half).max()) < 0.02
 
 
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("form", ["bits", "int8"])
-def test_other_platforms_compute_the_same_in_one_product(form, transposed):
-    kernel = FORMS[form](normal(0, 300, 500))
-    x, start = normal(1, 4, 500 if transposed else 300), normal(2, 4, 300 if transposed else 500)
-    want = np.asarray(start) + np.asarray(x) @ (exact(kernel).T if transposed else exact(kernel))
-    got = products._add_whole(start, x, kernel, jnp.float32, transposed)
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
-    np.testing.assert_allclose(products._add_in_blocks(start, x, kernel, transposed), want, rtol=0, atol=1e-4)
+@pytest.mark.parametrize("back", [False, True])
+@pytest.mark.parametrize("form", PACKED)
+def test_other_platforms_compute_the_same_in_one_product(form, back):
+    kernel = FORMS[form](normal(0, 320, 500))
+    x, start = normal(1, 4, 500 if back else 320), normal(2, 4, 320 if back else 500)
+    want = np.asarray(start) + np.asarray(x) @ (exact(kernel).T if back else exact(kernel))
+    how = products._Product(jnp.float32, table=False, back=back)
+    for product in (products._add_whole, products._add_in_blocks):
+        np.testing.assert_allclose(product(start, x, kernel, how), want, rtol=0, atol=2e-4)
     step = jax.jit(jax.grad(lambda x: matmul(x, kernel).sum()))
     text = {
-        platform: step.trace(normal(3, 4, 300)).lower(lowering_platforms=(platform,)).as_text()
+        platform: step.trace(normal(3, 4, 320)).lower(lowering_platforms=(platform,)).as_text()
         for platform in ("cpu", "tpu")
     }
     assert "while" in text["cpu"] and "while" not in text["tpu"]
@@ -167,12 +117,12 @@ def test_other_platforms_compute_the_same_in_one_product(form, transposed):
 
 @every_form
 def test_training_starts_without_a_change(form):
-    base = FORMS[form](normal(0, 4, 50, 30))
+    base = FORMS[form](normal(0, 4, 64, 30))
     down, up = low_rank(base, 8, jax.random.key(0))
-    assert down.shape == (4, 50, 8) and up.shape == (4, 8, 30) and not up.any()
-    assert 0.9 < float(jnp.abs(down).max()) * 50**0.5 <= 1 and abs(float(down.mean())) < 0.02
+    assert down.shape == (4, 64, 8) and up.shape == (4, 8, 30) and not up.any()
+    assert 0.9 < float(jnp.abs(down).max()) * 64**0.5 <= 1 and abs(float(down.mean())) < 0.02
     assert len(np.unique(np.asarray(down)[:, 0, 0])) == 4
-    with pytest.raises(ValueError, match=r"rank 31 for a kernel \[50, 30\]: choose 1 to 30"):
+    with pytest.raises(ValueError, match=r"rank 31 for a kernel \[64, 30\]: choose 1 to 30"):
         low_rank(base, 31, jax.random.key(0))
 
 
@@ -237,10 +187,10 @@ def joined(changes: dict, params: dict) -> dict:
 @pytest.mark.parametrize("form", FORMS)
 def test_scanned_and_recomputed_modules_take_every_form(form, remat):
     """Flax hands a tuple in place of an array through scan and remat; outputs and gradients stay."""
-    x, results = normal(9, 4, 16), []
+    x, results = normal(9, 4, 64), []
     for scan in (False, True):
-        params = tower_parameters(form, 16, scan)
-        model = Tower(16, scan, remat)
+        params = tower_parameters(form, 64, scan)
+        model = Tower(64, scan, remat)
 
         def loss(changes, model=model, params=params):
             return jnp.sin(model.apply({"params": joined(changes, params)}, x)).sum()
@@ -248,8 +198,8 @@ def test_scanned_and_recomputed_modules_take_every_form(form, remat):
         value, gradient = jax.jit(jax.value_and_grad(loss))(changes_of(params))
         stacked = gradient if scan else stack_layers(gradient)
         results.append((value, stacked["layers"]["linear"]["kernel"]))
-    whole = jax.tree.map(dense, tower_parameters(form, 16, False), is_leaf=is_low_rank)
-    want = jnp.sin(Tower(16).apply({"params": whole}, x)).sum()
+    whole = jax.tree.map(dense, tower_parameters(form, 64, False), is_leaf=is_low_rank)
+    want = jnp.sin(Tower(64).apply({"params": whole}, x)).sum()
     for value, _ in results:
         np.testing.assert_allclose(value, want, rtol=0, atol=2e-2)
     for a, b in zip(*(jax.tree.leaves(result) for result in results), strict=True):
@@ -259,24 +209,22 @@ def test_scanned_and_recomputed_modules_take_every_form(form, remat):
 @every_form
 def test_a_kernel_of_another_shape_is_refused(form):
     model = Linear(8, ("embed", "mlp"), use_bias=False)
-    params = {"kernel": changed(form, 6, 9)}
+    params = {"kernel": changed(form, 64, 9)}
     with pytest.raises(ScopeParamShapeError):
-        model.apply({"params": params}, jnp.ones((2, 6)))
+        model.apply({"params": params}, jnp.ones((2, 64)))
 
 
 @pytest.mark.parametrize("scan", [False, True])
-@pytest.mark.parametrize("form", ["bits", "int8"])
+@pytest.mark.parametrize("form", PACKED)
 def test_training_makes_no_float_copies(form, scan):
     """A step through six frozen layers needs far less working memory than their float32 values."""
     width = 512
     params = jax.eval_shape(lambda: tower_parameters("float32", width, scan))
 
     def stored(leaf):
-        shape = leaf.base.shape
-        base = jax.ShapeDtypeStruct(shape, jnp.uint16)
-        if form == "int8":
-            scale = jax.ShapeDtypeStruct((*shape[:-2], shape[-1]), jnp.float32)
-            base = Int8(jax.ShapeDtypeStruct(shape, jnp.int8), scale)
+        base = jax.eval_shape(lambda w: FORMS["int8" if form == "bits" else form](w), leaf.base)
+        if form == "bits":
+            base = Packed(jax.ShapeDtypeStruct(base.values.shape, jnp.uint16), None)
         return leaf._replace(base=base)
 
     params = jax.tree.map(stored, params, is_leaf=is_low_rank)
@@ -294,9 +242,9 @@ def test_bits_reach_bases_and_stacked_layers_and_leave_int8():
     params = {"a": {"kernel": half}, "b": {"kernel": half.base}, "c": {"kernel": changed("int8", 6, 5)}}
     got = jax.tree.map(lambda leaf: leaf.dtype.name, bfloat16_bits(params))
     assert got == {
-        "a": {"kernel": LowRank("uint16", "float32", "float32")},
-        "b": {"kernel": "uint16"},
-        "c": {"kernel": LowRank(Int8("int8", "float32"), "float32", "float32")},
+        "a": {"kernel": LowRank(Packed("uint16", None), "float32", "float32")},
+        "b": {"kernel": Packed("uint16", None)},
+        "c": {"kernel": LowRank(Packed("int8", "float32"), "float32", "float32")},
     }
     np.testing.assert_array_equal(dense(params["a"]["kernel"]), dense(half))
 
@@ -312,7 +260,7 @@ def with_kernels(params: dict, make) -> dict:
 
 
 def densed(params: dict) -> dict:
-    kinds = (Int8, LowRank)
+    kinds = (Packed, LowRank)
     return jax.tree.map(
         lambda leaf: dense(leaf) if isinstance(leaf, kinds) else leaf,
         params,
@@ -320,8 +268,8 @@ def densed(params: dict) -> dict:
     )
 
 
-def hidden_states(params: dict, x: jax.Array, *, scan: bool = False, remat: bool = False) -> jax.Array:
-    model = Llama(TWO, scan_layers=scan)
+def hidden_states(params: dict, x: jax.Array, config=TWO, *, scan=False, remat=False) -> jax.Array:
+    model = Llama(config, scan_layers=scan)
     positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
 
     def run(params, x):
@@ -332,18 +280,19 @@ def hidden_states(params: dict, x: jax.Array, *, scan: bool = False, remat: bool
 
 @every_form
 def test_llama_with_a_fresh_change_is_unchanged(form):
-    plain, x = random_parameters(TWO), normal(0, 2, 7, TWO.hidden_size)
+    config = WHOLE if form == "int4" else TWO
+    plain, x = random_parameters(config), normal(0, 2, 7, config.hidden_size)
 
     def fresh(i, kernel):
         base = FORMS[form](kernel)
         return LowRank(base, *low_rank(base, 4, jax.random.key(i)))
 
     params = with_kernels(plain, fresh)
-    got, want = hidden_states(params, x), hidden_states(plain, x)
+    got, want = hidden_states(params, x, config), hidden_states(plain, x, config)
     error = float(jnp.abs(got - want).max())
-    bound = {"float32": 1e-5, "bfloat16": 0.05, "bits": 0.05, "int8": 0.1}[form]
+    bound = {"float32": 1e-5, "bfloat16": 0.05, "bits": 0.05, "int8": 0.1, "int4": 1.0}[form]
     assert error < bound and (form == "float32" or error > 1e-4)  # a base that is ignored would be exact
-    np.testing.assert_allclose(got, hidden_states(densed(params), x), rtol=0, atol=2e-5)
+    np.testing.assert_allclose(got, hidden_states(densed(params), x, config), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("form", ["float32", "int8"])

@@ -1,4 +1,4 @@
-"""Products with raw bfloat16 weights: right numbers, and no float32 copy of the weights."""
+"""Products with packed kernels: right steps, right numbers, and no float32 copy of the weights."""
 
 from __future__ import annotations
 
@@ -12,71 +12,145 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lgjax.models.llama import Llama, init_cache
-from lgjax.models.matmul import bfloat16_bits, matmul, matmul_transposed, widen
+from lgjax.models.matmul import (
+    GROUP,
+    Packed,
+    bfloat16_bits,
+    dense,
+    matmul,
+    matmul_transposed,
+    quantize,
+    quantize_table,
+    shape_of,
+    widen,
+)
+from tests.models.kernels import FORMS, PACKED, assert_product, exact, normal
 from tests.models.tiny_llama import BASE, parameter_shapes
 
-
-def random_bits(rng, shape) -> tuple[jax.Array, np.ndarray]:
-    value = jnp.asarray(rng.standard_normal(shape, np.float32)).astype(jnp.bfloat16)
-    return bfloat16_bits({"kernel": value})["kernel"], np.asarray(value.astype(jnp.float32))
+GROUPED = [GROUP, 3 * GROUP, 5 * GROUP]  # inputs that 4 bits take
 
 
-@settings(max_examples=12, deadline=None)
-@given(rows=st.integers(1, 3), size=st.sampled_from([1, 15, 16, 37, 256, 300, 513]), out=st.integers(1, 40))
-def test_equals_float64(rows, size, out):
-    rng = np.random.default_rng(size)
-    bits, value = random_bits(rng, (size, out))
-    x = rng.standard_normal((rows, size), np.float32)
-    want = x.astype(np.float64) @ value.astype(np.float64)
-    bound = 1e-6 * (np.abs(x).astype(np.float64) @ np.abs(value)) + 1e-7
-    assert (np.abs(matmul(jnp.asarray(x), bits) - want) <= bound).all()
-    table, rest = random_bits(rng, (out, size))
-    want = x.astype(np.float64) @ rest.T
-    bound = 1e-6 * (np.abs(x).astype(np.float64) @ np.abs(rest.T)) + 1e-7
-    assert (np.abs(matmul_transposed(jnp.asarray(x), table) - want) <= bound).all()
+@settings(max_examples=30)
+@given(form=st.sampled_from(PACKED), rows=st.integers(1, 3), data=st.data())
+def test_products_equal_float64(form, rows, data):
+    """A single row and several, whole blocks of outputs and odd rests, kernels and tables."""
+    size = data.draw(st.sampled_from(GROUPED if form == "int4" else [1, 15, 16, 37, 300, 513]))
+    out = data.draw(st.sampled_from([1, 7, 256, 257, 600]))
+    kernel, x = FORMS[form](normal(size, size, out)), normal(out, rows, size)
+    assert shape_of(kernel) == (size, out)
+    assert_product(matmul(x, kernel), np.asarray(x, np.float64), exact(kernel))
 
 
-def test_batch_shapes_dtypes_and_plain_kernels():
-    rng = np.random.default_rng(0)
-    bits, value = random_bits(rng, (40, 7))
-    x = jnp.asarray(rng.standard_normal((2, 3, 40), np.float32))
-    assert matmul(x, bits).shape == (2, 3, 7)
-    assert matmul(x.astype(jnp.bfloat16), bits).dtype == jnp.bfloat16
-    np.testing.assert_allclose(matmul(x, jnp.asarray(value)), matmul(x, bits), rtol=0, atol=1e-4)
-    half = jnp.asarray(value).astype(jnp.bfloat16)
-    np.testing.assert_allclose(matmul(x, half), matmul(x, bits), rtol=0, atol=1e-4)
+@settings(max_examples=12)
+@given(
+    form=st.sampled_from(["bits", "int8"]),
+    rows=st.integers(1, 3),
+    size=st.sampled_from([1, 37, 300]),
+    out=st.sampled_from([1, 7, 256, 600]),
+)
+def test_products_with_tables_equal_float64(form, rows, size, out):
+    """A table [out, in] as output head, with its gradient; and its rows."""
+    table, x = normal(size, out, size), normal(out, rows, size)
+    packed = quantize_table(table) if form == "int8" else FORMS["bits"](table)
+    want, x64 = exact(packed), np.asarray(x, np.float64)
+    assert form == "bits" or packed.scale.shape == (out, 1)
+    step = np.abs(np.asarray(table)).max(1, keepdims=True) / (127 if form == "int8" else 127 * 1.01)
+    assert (np.abs(want - np.asarray(table)) <= step * 0.5001).all()
+    y, back = jax.vjp(lambda x: matmul_transposed(x, packed), x)
+    assert_product(y, x64, want.T)
+    assert_product(back(y)[0], np.asarray(y, np.float64), want)
+
+
+@settings(max_examples=30)
+@given(
+    bits=st.sampled_from([8, 4]),
+    layers=st.sampled_from([(), (3,), (2, 2)]),
+    out=st.integers(1, 9),
+    groups=st.integers(1, 3),
+    exponent=st.floats(-30, 30),
+    dtype=st.sampled_from([jnp.float32, jnp.bfloat16, jnp.float16]),
+    seed=st.integers(0, 9),
+)
+def test_no_number_moves_more_than_half_a_step(bits, layers, out, groups, exponent, dtype, seed):
+    """Groups of very different sizes, one of zeros; 127 or 7 steps reach the largest number of each."""
+    exponent = np.clip(exponent, -8, 8) if dtype == jnp.float16 else exponent
+    wide = np.array(normal(seed, *layers, groups, GROUP, out)) * np.exp2(
+        normal(seed + 1, *layers, groups, 1, out) + exponent
+    )
+    wide[..., 0, :, 0] = 0
+    kernel = jnp.asarray(wide.reshape(*layers, groups * GROUP, out)).astype(dtype)
+    packed, want = quantize(kernel, bits), np.asarray(kernel).astype(np.float64)
+    assert packed.values.dtype == (jnp.int8 if bits == 8 else jnp.uint8)
+    assert packed.values.nbytes * 8 == bits * kernel.size
+    split = (*layers, 1 if bits == 8 else groups, -1, out)
+    want, got = want.reshape(split), exact(packed).reshape(split)
+    largest = np.abs(want).max(-2)
+    assert packed.scale is not None and packed.scale.shape == largest.shape
+    step = largest / (127 if bits == 8 else 7)
+    assert (np.abs(got - want) <= step[..., None, :] * (0.5 + 1e-5)).all()
+    np.testing.assert_allclose(np.abs(got).max(-2), largest, rtol=1e-6)
+    np.testing.assert_array_equal(got.max(-2)[largest == 0], 0)
+    np.testing.assert_allclose(widen(packed), got.reshape(kernel.shape), rtol=1e-6)
+    np.testing.assert_array_equal(dense(packed), widen(packed))
+
+
+def test_four_bits_need_whole_groups():
+    with pytest.raises(ValueError, match="100 inputs do not divide into groups of 64"):
+        quantize(jnp.ones((100, 3)), 4)
+
+
+@pytest.mark.parametrize("form", PACKED)
+def test_batch_shapes_and_dtypes(form):
+    kernel, x = FORMS[form](normal(0, 64, 7)), normal(1, 2, 3, 64)
+    assert matmul(x, kernel).shape == (2, 3, 7)
+    assert matmul(x[0, 0], kernel).shape == (7,)
+    assert matmul(x.astype(jnp.bfloat16), kernel).dtype == jnp.bfloat16
+    np.testing.assert_allclose(matmul(x, dense(kernel)), matmul(x, kernel), rtol=0, atol=1e-4)
 
 
 def test_every_bit_pattern_widens_exactly():
-    bits = np.arange(2**16, dtype=np.uint16)
+    bits = np.arange(2**16, dtype=np.uint16).reshape(64, -1)
     want = bits.view(jnp.bfloat16).astype(np.float32)
-    np.testing.assert_array_equal(np.asarray(widen(jnp.asarray(bits))).view(np.uint32), want.view(np.uint32))
+    got = np.asarray(widen(Packed(jnp.asarray(bits), None)))
+    np.testing.assert_array_equal(got.view(np.uint32), want.view(np.uint32))
 
 
 def test_bits_take_only_matrices():
-    half = jnp.ones((4, 4), jnp.bfloat16)
+    half = jnp.ones((4, 6), jnp.bfloat16)
     params = {
         "embed_tokens": half,
         "norm": {"scale": jnp.ones(4, jnp.bfloat16)},
         "patch": {"kernel": jnp.ones((2, 2, 3, 4), jnp.bfloat16)},
         "q_proj": {"kernel": half, "bias": jnp.ones(4, jnp.bfloat16)},
         "full": {"kernel": jnp.ones((4, 4))},
+        "int8": {"kernel": quantize(half)},
         "position_embedding": half,
     }
-    got = jax.tree.map(lambda leaf: leaf.dtype.name, bfloat16_bits(params))
+    got = jax.tree.map(lambda leaf: f"{leaf.dtype} {leaf.shape}", bfloat16_bits(params))
     assert got == {
-        "embed_tokens": "uint16",
-        "norm": {"scale": "bfloat16"},
-        "patch": {"kernel": "bfloat16"},
-        "q_proj": {"kernel": "uint16", "bias": "bfloat16"},
-        "full": {"kernel": "float32"},
-        "position_embedding": "bfloat16",
+        "embed_tokens": Packed("uint16 (4, 6)", None),
+        "norm": {"scale": "bfloat16 (4,)"},
+        "patch": {"kernel": "bfloat16 (2, 2, 3, 4)"},
+        "q_proj": {"kernel": Packed("uint16 (4, 6)", None), "bias": "bfloat16 (4,)"},
+        "full": {"kernel": "float32 (4, 4)"},
+        "int8": {"kernel": Packed("int8 (4, 6)", "float32 (1, 6)")},
+        "position_embedding": "bfloat16 (4, 6)",
     }
+
+
+def packed_shapes(leaf: jax.ShapeDtypeStruct, form: str, table: bool) -> Packed:
+    """Shapes of a kernel or a table in a form."""
+    if form == "bits":
+        return Packed(jax.ShapeDtypeStruct(leaf.shape, jnp.uint16), None)
+    if table:
+        return jax.eval_shape(quantize_table, leaf)
+    return jax.eval_shape(lambda kernel: quantize(kernel, 8 if form == "int8" else 4), leaf)
 
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("tokens", [1, 40])
-def test_no_copy_of_the_weights(tied, tokens):
+@pytest.mark.parametrize("form", PACKED)
+def test_no_copy_of_the_weights(form, tied, tokens):
     """A step and a whole loop of steps need far less working memory than one float32 copy of the weights."""
     config = dataclasses.replace(
         BASE,
@@ -90,11 +164,13 @@ def test_no_copy_of_the_weights(tied, tokens):
     model = Llama(config)
 
     def stored(path, leaf):
-        matrix = path[-1].key in ("kernel", "embed_tokens")
-        return jax.ShapeDtypeStruct(leaf.shape, jnp.uint16 if matrix else jnp.bfloat16)
+        name = path[-1].key
+        if name not in ("kernel", "embed_tokens"):
+            return leaf
+        return packed_shapes(leaf, form, name == "embed_tokens")
 
-    params = jax.tree_util.tree_map_with_path(stored, parameter_shapes(config))
-    weights = sum(leaf.size * 2 for leaf in jax.tree.leaves(params))
+    shapes = parameter_shapes(config)
+    params = jax.tree_util.tree_map_with_path(stored, shapes)
 
     def steps(params, ids, cache):
         def step(_, carry):
@@ -109,4 +185,5 @@ def test_no_copy_of_the_weights(tied, tokens):
 
     ids, cache = jnp.zeros((1, tokens), jnp.int32), init_cache(config, 1, 64)
     compiled = jax.jit(steps, donate_argnums=2).lower(params, ids, cache).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < weights / 4
+    weights = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    assert compiled.memory_analysis().temp_size_in_bytes < weights / 2

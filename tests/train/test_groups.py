@@ -17,7 +17,7 @@ from lgjax.config import ModelConfig, debug, llava_g_7b
 from lgjax.convert.manifest import manifest
 from lgjax.convert.store import flattened, nested
 from lgjax.models.llava_grounding import LlavaGrounding, abstract_params
-from lgjax.models.matmul import Int8
+from lgjax.models.matmul import Packed
 from lgjax.models.splice import plan_batch, plan_row
 from lgjax.train.config import OptimConfig, Rates, TrainConfig, load_config
 from lgjax.train.groups import (
@@ -315,7 +315,7 @@ def test_low_rank_updates_start_as_nothing_and_are_merged(frozen, scan_layers):
 
 def test_int8_matrices_give_the_outputs_of_their_values():
     trained, frozen = cut(micro(optim={"rates": Rates(projector=1)}, frozen="int8"))
-    assert {type(leaf) for path, leaf in frozen.items() if is_matrix(path)} == {Int8}
+    assert {type(leaf) for path, leaf in frozen.items() if is_matrix(path)} == {Packed}
     assert {leaf.dtype.name for path, leaf in frozen.items() if path in (EMBED, HEAD)} == {"bfloat16"}
     assert_close(outputs(join(trained, frozen, jnp.float32)), outputs(whole(trained, frozen)))
 
