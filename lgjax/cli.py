@@ -12,6 +12,7 @@ import tyro
 
 from lgjax import __version__
 from lgjax.annotate import cli as annotate
+from lgjax.bench.cli import bench
 from lgjax.data import cli as data
 from lgjax.eval import cli as evaluate
 from lgjax.jobs import cli as plan
@@ -29,6 +30,7 @@ DESCRIPTION = """Grounded visual chat: ask about a picture, get an answer whose 
   lgjax train --config configs/stage1.py       train a stage (--help, --dry-run)
   lgjax eval scenes --checkpoint model         measure a checkpoint
   lgjax plan --config configs/stage2.py --target v5e:4x4     does it fit on machines that are not here
+  lgjax bench --against torch                  how fast it is here, beside PyTorch
   lgjax checkpoint runs/stage1 model           the model of a run that was not finished
   lgjax --version                              which version this is
 """
@@ -235,6 +237,7 @@ app.command(data.app, name="data", help=data.HELP)
 app.command(evaluate.app, name="eval", help=evaluate.HELP)
 app.command(annotate.app, name="annotate", help=annotate.HELP)
 app.command(serve)
+app.command(bench)
 
 
 def main(arguments: list[str] | None = None) -> None:

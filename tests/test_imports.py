@@ -23,10 +23,11 @@ ALLOWED = {
     "train": {"config", "data", "losses", "models", "parallel", "convert", "infer", "text", "draw"},
     "eval": {"config", "convert", "data", "infer", "llm", "text", "draw", "parallel"},
     "jobs": {"config", "convert", "infer", "models", "parallel", "text", "train"},
+    "bench": {"config", "convert", "data", "infer", "losses", "models", "parallel", "train"},
     "draw": {"text"},
     "terminal": {"config", "convert", "data", "draw", "infer", "parallel"},
     "serve": {"config", "data", "draw", "infer", "text"},
-    "cli": {"terminal", "annotate", "convert", "data", "eval", "infer", "jobs", "serve", "train"},
+    "cli": {"terminal", "annotate", "bench", "convert", "data", "eval", "infer", "jobs", "serve", "train"},
     "__main__": {"cli"},
     "__init__": {"infer", "config"},
 }

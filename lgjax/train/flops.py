@@ -45,6 +45,7 @@ def forward_flops(
     objects: int,
     prompts: int,
     queries: int,
+    answering: bool = False,
 ) -> dict[str, float]:
     """Operations of one forward over a batch, by part, padding included as it is computed too.
 
@@ -55,26 +56,31 @@ def forward_flops(
 
     "grounding" is Swin, pixel encoder, choice of queries, decoder, heads of all outputs (proposals, initial
     queries, layers) and the masks of the objects in each; "prompt" the same without choice and classes, with
-    three tokens a region and the masks of the first. Source: spec/training_and_data.md 14.2.
+    three tokens a region and the masks of the first. `answering` counts what inference computes: "head" for
+    one position a row, and of the last output alone what an answer needs.
+    Source: spec/training_and_data.md 14.2.
     """
     width = config.llama.hidden_size
+    scored = 1 if answering else math.prod(head_chunks(length))
     parts = {
         "clip": rows * _clip(config.clip),
         "projector": rows * _product(config.clip.num_patches, config.clip.hidden_size, width),
         "llama": rows * _llama(config.llama, length),
-        "head": rows * _product(math.prod(head_chunks(length)), width, config.llama.vocab_size),
+        "head": rows * _product(scored, width, config.llama.vocab_size),
     }
     if config.grounding is not None and grounded_rows and phrases:
         grounding = config.grounding
         features = _image_features(grounding.swin, grounding.transformer, grounding.image_size)
         heads = _grounding_heads(
-            grounding.transformer, grounding.image_size, width, phrases, objects, queries
+            grounding.transformer, grounding.image_size, width, phrases, objects, queries, answering
         )
         parts["grounding"] = grounded_rows * (features + heads)
     if config.prompt is not None and grounded_rows and prompts:
         prompt = config.prompt
         features = _image_features(prompt.swin, prompt.transformer, prompt.image_size)
-        heads = _prompt_heads(prompt.transformer, prompt.image_size, width, prompts, prompt.num_mask_tokens)
+        heads = _prompt_heads(
+            prompt.transformer, prompt.image_size, width, prompts, prompt.num_mask_tokens, answering
+        )
         parts["prompt"] = grounded_rows * (features + heads)
     return {name: float(count) for name, count in parts.items()}
 
@@ -233,20 +239,29 @@ def _mask(config: TransformerConfig, side: int, queries: int, objects: int) -> i
 
 
 def _grounding_heads(
-    config: TransformerConfig, side: int, embed: int, phrases: int, objects: int, queries: int
+    config: TransformerConfig,
+    side: int,
+    embed: int,
+    phrases: int,
+    objects: int,
+    queries: int,
+    answering: bool,
 ) -> int:
     """Choice of queries, decoder and heads of one picture."""
-    width, layers, tokens = config.hidden_size, config.decoder_layers, sum(_tokens(side))
+    width, tokens = config.hidden_size, sum(_tokens(side))
+    layers, before = (1, 0) if answering else (config.decoder_layers, 2)
     choice = _product(tokens, width, width, embed, phrases) + _box(config, queries)
     classes = _product(queries, width, embed, phrases)
-    outputs = (layers + 2) * (classes + _mask(config, side, queries, objects))
+    outputs = (layers + before) * (classes + _mask(config, side, queries, objects))
     return choice + _decoder(config, side, queries) + outputs + layers * _box(config, queries)
 
 
-def _prompt_heads(config: TransformerConfig, side: int, embed: int, prompts: int, tokens: int) -> int:
+def _prompt_heads(
+    config: TransformerConfig, side: int, embed: int, prompts: int, tokens: int, answering: bool
+) -> int:
     """Decoder and heads of one picture, and the features that the language model reads."""
     width, queries = config.hidden_size, prompts * tokens
     score = _product(queries, width, width, width, 1)
-    heads = _box(config, queries) + score + _mask(config, side, queries, prompts)
-    features = _product(prompts, width, embed)
-    return _decoder(config, side, queries) + config.decoder_layers * heads + features
+    mask = _mask(config, side, queries, prompts)
+    heads = mask if answering else config.decoder_layers * (_box(config, queries) + score + mask)
+    return _decoder(config, side, queries) + heads + _product(prompts, width, embed)

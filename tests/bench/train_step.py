@@ -8,9 +8,7 @@ after one to warm up.
 from __future__ import annotations
 
 import argparse
-import resource
-import statistics
-import time
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
+from lgjax.bench.timing import Spread, peak_memory, timed
 from lgjax.data.pipeline import batches
 from lgjax.infer.load import use_compilation_cache
 from lgjax.losses.matching import assign_all
@@ -32,18 +31,14 @@ from lgjax.train.start import load_tokenizer, start_state
 from lgjax.train.step import make_objective, make_step, on_mesh
 
 
-def timed(run: Callable[[], Any], runs: int) -> tuple[float, float, float]:
-    """Median, least and most seconds of a call, after one to warm up."""
-    jax.block_until_ready(run())
-    found = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        found.append(time.perf_counter() - start)
-    return statistics.median(found), min(found), max(found)
+def repeated(run: Callable[[], Any], runs: int) -> Spread:
+    """Seconds of a call, after one to warm up."""
+    seconds = timed(lambda: jax.block_until_ready(run()))
+    seconds()
+    return Spread.of([seconds() for _ in range(runs)])
 
 
-def measure(config: TrainConfig, runs: int) -> dict[str, tuple[float, float, float]]:
+def measure(config: TrainConfig, runs: int) -> dict[str, Spread]:
     """Seconds of a step and of its parts."""
     mesh = make_mesh()
     state = start_state(config, mesh)
@@ -61,9 +56,9 @@ def measure(config: TrainConfig, runs: int) -> dict[str, tuple[float, float, flo
     with on_mesh(mesh):
         forward, gradient = jax.jit(loss), jax.jit(jax.grad(loss))
         step = jax.jit(make_step(config, mesh))
-        out["whole step"] = timed(lambda: step(state, rows, key), runs)
-        out["forward"] = timed(lambda: forward(state.trained), runs)
-        out["forward and backward"] = timed(lambda: gradient(state.trained), runs)
+        out["whole step"] = repeated(lambda: step(state, rows, key), runs)
+        out["forward"] = repeated(lambda: forward(state.trained), runs)
+        out["forward and backward"] = repeated(lambda: gradient(state.trained), runs)
         ground = rows.grounding
         if ground is not None and "grounding" in config.loss.parts and config.model.grounding is not None:
             g, t = ground.object_mask.shape
@@ -73,8 +68,8 @@ def measure(config: TrainConfig, runs: int) -> dict[str, tuple[float, float, flo
             counts = jnp.broadcast_to(ground.object_mask.sum(1), (outputs, g)).reshape(-1)
             match = jax.jit(assign_all)
             flat = costs.reshape(outputs * g, t, -1)
-            out["matching"] = timed(lambda: match(flat, counts), runs)
-            out["points"] = timed(_points(config, rows, outputs), runs)
+            out["matching"] = repeated(lambda: match(flat, counts), runs)
+            out["points"] = repeated(_points(config, rows, outputs), runs)
     return out
 
 
@@ -111,13 +106,14 @@ def main() -> None:
     use_compilation_cache()
     # the step here keeps its old state, so the bench can repeat it; in training it is used up
     found = measure(load_config(options.config, "paper"), options.runs)
-    whole = found["whole step"][0]
+    whole = found["whole step"].median
     table = Table("part", "median s", "least", "most", "share of the step")
     for name, seconds in found.items():
-        table.add_row(name, *(f"{value:.4f}" for value in seconds), f"{seconds[0] / whole:.1%}")
+        figures = (f"{value:.4f}" for value in dataclasses.astuple(seconds))
+        table.add_row(name, *figures, f"{seconds.median / whole:.1%}")
     console = Console()
     console.print(table)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = peak_memory() / 2**30
     console.print(f"largest memory of the process, compiling included: {peak:.2f} GiB")
 
 

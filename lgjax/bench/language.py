@@ -1,0 +1,126 @@
+"""The work of the language model: reading a prompt, and writing tokens."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int32
+
+from lgjax.bench.cases import Dtype, Sizes
+from lgjax.bench.timing import Facts, Work, timed
+from lgjax.bench.vision import operations
+from lgjax.bench.weights import num_bytes, parameters
+from lgjax.config import LlamaConfig
+from lgjax.infer import generate
+from lgjax.models.llama import Cache, Llama, init_cache
+
+COMPARED = 512  # logits that are compared
+
+
+def prompt_ids(sizes: Sizes) -> Int32[np.ndarray, "1 t"]:
+    """A prompt of any ids."""
+    vocabulary = sizes.config.llama.vocab_size
+    return np.random.default_rng(5).integers(0, vocabulary, (1, sizes.prompt_tokens), np.int32)
+
+
+def read_bytes(params: dict) -> float:
+    """Bytes of the weights that every token passes: all but the input table, of which it takes a row."""
+    return num_bytes({name: leaf for name, leaf in params.items() if name != "embed_tokens"})
+
+
+def cache_bytes(config: LlamaConfig, positions: float, itemsize: int) -> float:
+    """Bytes of the keys and values of so many positions."""
+    return 2.0 * config.num_layers * config.num_kv_heads * config.head_dim * positions * itemsize
+
+
+def prefill(sizes: Sizes, dtype: Dtype) -> Work:
+    """Read a prompt, up to the logits of its next token."""
+    model, params, ids, cache = _prepared(sizes, dtype)
+    held, found = [cache], []
+    lengths = np.asarray([sizes.prompt_tokens], np.int32)
+
+    def run() -> None:
+        hidden, held[0] = generate.prefill(model, params, _embed(model, params, ids), lengths, held[0])
+        found[:] = [np.asarray(_logits(model, params, hidden))]
+
+    length = sizes.prompt_tokens
+    forward = operations(sizes, length=length)
+    return Work(
+        timed(run),
+        lambda: Facts(
+            what=f"{_named(sizes, dtype)}, {length} tokens of prompt",
+            output=[float(value) for value in found[0][0, :COMPARED]],
+            flops=forward["llama"] + forward["head"],
+            num_bytes=read_bytes(params) + cache_bytes(sizes.config.llama, length, _itemsize(model)),
+            computes=_computes(model),
+            handled={"tokens": length},
+        ),
+    )
+
+
+def decode(sizes: Sizes, dtype: Dtype) -> Work:
+    """Write tokens after a prompt, the likeliest each, all on the device."""
+    model, params, ids, cache = _prepared(sizes, dtype)
+    prompt, new = sizes.prompt_tokens, sizes.new_tokens
+    rows = np.asarray([prompt], np.int32)
+    hidden, cache = generate.prefill(model, params, _embed(model, params, ids), rows, cache)
+    held, found = [cache], []
+    choices = generate.DecodeSizes(
+        max_new_tokens=new, max_segs=1, seg_id=-1, stop_ids=(-1,), seg_state=sizes.config.seg_state
+    )
+
+    def run() -> None:
+        out = generate.decode(model, params, choices, hidden, held[0], rows, np.asarray([new], np.int32))
+        held[0] = out.cache
+        found[:] = [np.asarray(out.ids)[0]]
+
+    each, context = operations(sizes), prompt + new / 2
+    scores = 4 * sizes.config.llama.num_layers * sizes.config.llama.num_heads * sizes.config.llama.head_dim
+    passes = new - 1  # the first token comes of the prompt
+    seen = cache_bytes(sizes.config.llama, context, _itemsize(model))
+    return Work(
+        timed(run),
+        lambda: Facts(
+            what=f"{_named(sizes, dtype)}, {new} tokens after {prompt}, one row",
+            output=[int(value) for value in found[0]],
+            flops=passes * (each["llama"] + scores * context) + new * each["head"],
+            num_bytes=passes * (read_bytes(params) + seen),
+            computes=_computes(model),
+            handled={"tokens": new},
+        ),
+    )
+
+
+def _prepared(sizes: Sizes, dtype: Dtype) -> tuple[Llama, dict, np.ndarray, Cache]:
+    """Module, parameters, prompt, and an empty cache with room for all of it."""
+    config = sizes.config.llama
+    compute = jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else dtype)
+    params = parameters(sizes.config, "llama", dtype=dtype)["llama"]
+    room = generate.coarse_bucket(sizes.prompt_tokens + sizes.new_tokens)
+    return Llama(config, compute), params, prompt_ids(sizes), init_cache(config, 1, room, compute)
+
+
+def _named(sizes: Sizes, dtype: Dtype) -> str:
+    llama = sizes.config.llama
+    return f"{llama.num_layers} layers of width {llama.hidden_size}, {dtype} weights"
+
+
+def _computes(model: Llama) -> Dtype:
+    return "float32" if jnp.dtype(model.dtype) == jnp.float32 else "bfloat16"
+
+
+def _itemsize(model: Llama) -> int:
+    return jnp.dtype(model.dtype).itemsize
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _embed(model: Llama, params: dict, ids):
+    return model.apply({"params": params}, ids, method="embed")
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _logits(model: Llama, params: dict, hidden):
+    return model.apply({"params": params}, hidden, method="logits")

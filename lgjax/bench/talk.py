@@ -1,0 +1,109 @@
+"""The work of whole answers: a question, a second one, a batch of them, as users ask."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+
+import PIL.Image
+
+from lgjax.bench.cases import Sizes
+from lgjax.bench.language import read_bytes
+from lgjax.bench.timing import Facts, Work, timed
+from lgjax.bench.weights import num_bytes
+from lgjax.data.scenes import SceneConfig
+from lgjax.data.sources.scenes import Scenes
+from lgjax.infer.answer import Answer
+from lgjax.infer.chat import GroundedChat
+from lgjax.infer.request import Options
+from lgjax.train.flops import forward_flops
+
+FIRST, SECOND = "Describe the picture.", "What else is there?"
+
+
+def pictures(count: int) -> list[PIL.Image.Image]:
+    """Composed scenes."""
+    scenes = Scenes(config=SceneConfig(size=384), split="combinations")
+    return [scenes.scene(number).image for number in range(count)]
+
+
+def chat(sizes: Sizes) -> Work:
+    """One question about a new picture: its views, features, prompt, answer, boxes and masks."""
+    talker, (picture,), found = GroundedChat.load(sizes.chat), pictures(1), []
+
+    def run() -> None:
+        found[:] = [talker.ask(picture, FIRST, max_tokens=sizes.answer_tokens)]
+
+    return Work(
+        timed(run), lambda: _facts("a question about a new picture", talker, found, found[0].num_tokens)
+    )
+
+
+def second_turn(sizes: Sizes, *, anew: bool) -> Work:
+    """The second question of a conversation, after the first, or (`anew`) where that was asked elsewhere."""
+    talker, (picture,), found = GroundedChat.load(sizes.chat), pictures(1), []
+
+    def seconds() -> float:
+        # this history repeats answers to the letter, so that both ways read the same prompt
+        conversation = talker.start(picture, history="training")
+        answer = conversation.ask(FIRST, max_tokens=sizes.answer_tokens)
+        if anew:
+            conversation = talker.start(picture, history="training")
+            conversation.recall(FIRST, None, answer.tagged_text)
+        start = time.perf_counter()
+        found[:] = [conversation.ask(SECOND, max_tokens=sizes.answer_tokens)]
+        return time.perf_counter() - start
+
+    def facts() -> Facts:
+        known = _facts("the second question about a picture", talker, found, found[0].num_tokens)
+        # what the first question left need not be computed or read again
+        return dataclasses.replace(known, flops=None, num_bytes=None)
+
+    return Work(seconds, facts)
+
+
+def batch(sizes: Sizes, *, together: bool) -> Work:
+    """Questions about new pictures, in a batch or one after the other."""
+    talker, shown, found = GroundedChat.load(sizes.chat), pictures(sizes.batch), []
+
+    def run() -> None:
+        most = sizes.answer_tokens
+        if together:
+            found[:] = talker.ask_batch(shown, [FIRST] * len(shown), batch_size=len(shown), max_tokens=most)
+        else:
+            found[:] = [talker.ask(picture, FIRST, max_tokens=most) for picture in shown]
+
+    def facts() -> Facts:
+        counts = [answer.num_tokens for answer in found]
+        what = f"{len(shown)} questions about as many new pictures"
+        return _facts(what, talker, found, max(counts) if together else sum(counts))
+
+    return Work(timed(run), facts)
+
+
+def _facts(what: str, talker: GroundedChat, found: Sequence[Answer], passes: int) -> Facts:
+    """Facts of answers to questions like the first, for which the model's weights passed `passes` times."""
+    model, tokens = talker.model, sum(answer.num_tokens for answer in found)
+    config, params = model.config, model.params
+    request = talker.start(found[0].image).request(FIRST, None, Options())[0]
+    forward = forward_flops(
+        config,
+        rows=len(found),
+        length=len(request.plan.tokens) + -(-tokens // len(found)),
+        grounded_rows=len(found),
+        phrases=max(len(answer.phrases) for answer in found),
+        objects=max(len(answer.phrases) for answer in found),
+        prompts=0,
+        queries=config.grounding.num_queries if config.grounding is not None else 0,
+        answering=True,
+    )
+    forward["head"] *= tokens / len(found)
+    once = num_bytes(*(params[part] for part in forward if part in params))
+    return Facts(
+        what=f"{what}, {tokens} tokens of answer, greedy",
+        output=[answer.tagged_text for answer in found],
+        flops=sum(forward.values()),
+        num_bytes=once + (passes - 1) * read_bytes(params["llama"]),
+        handled={"answers": len(found), "tokens": tokens},
+    )

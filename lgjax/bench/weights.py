@@ -1,0 +1,65 @@
+"""Fresh parameters for measurements: made in a moment, the same in every process, ours and PyTorch's."""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32
+
+from lgjax.bench.cases import Dtype
+from lgjax.config import ModelConfig
+from lgjax.convert import keys
+from lgjax.convert.store import flattened, nested
+from lgjax.models.llava_grounding import abstract_params
+from lgjax.models.matmul import bfloat16_bits
+
+_DRAWN = 1_000_003  # a prime: rows of matrices, whose widths are no multiples of it, all differ
+
+
+@functools.cache
+def _noise() -> Float32[np.ndarray, " n"]:
+    return np.random.default_rng(0).standard_normal(_DRAWN, np.float32)
+
+
+def _value(path: str, shape: tuple[int, ...]) -> Float32[np.ndarray, "*shape"]:
+    """Normal values that keep activations near 1: a piece of the drawn ones that depends on the path."""
+    noise = np.roll(_noise(), zlib.crc32(path.encode()) % _DRAWN)
+    if len(shape) < 2:
+        scale, shift = 0.1, float(path.endswith("scale"))
+    else:
+        scale, shift = float(np.prod(shape[:-1])) ** -0.5 if path.endswith("kernel") else 0.5, 0.0
+    return np.resize(noise * np.float32(scale) + np.float32(shift), shape)
+
+
+def values(config: ModelConfig, part: str) -> Iterator[tuple[str, Float32[np.ndarray, "*shape"]]]:
+    """Path and value of each parameter of a part ("clip", "llama", ...), one after the other."""
+    for path, leaf in flattened(abstract_params(config)).items():
+        if path.startswith(f"{part}/"):
+            yield path, _value(path, leaf.shape)
+
+
+def parameters(config: ModelConfig, *parts: str, dtype: Dtype = "float32") -> dict[str, Any]:
+    """Parameters of parts as the engine takes them.
+
+    On CPUs bfloat16 matrices are raw bits, as in a loaded checkpoint.
+    """
+    made = nested({path: jnp.asarray(value, dtype) for part in parts for path, value in values(config, part)})
+    return bfloat16_bits(made) if dtype == "bfloat16" and jax.default_backend() == "cpu" else made
+
+
+def checkpoint_tensors(config: ModelConfig, part: str) -> Iterator[tuple[str, Float32[np.ndarray, "*shape"]]]:
+    """The same values under the names and with the axes of PyTorch's checkpoint."""
+    for path, value in values(config, part):
+        key, layout = keys.checkpoint_key(path)
+        yield key, np.ascontiguousarray(keys.to_checkpoint(value, layout))
+
+
+def num_bytes(*trees: Any) -> float:
+    """Bytes of the arrays of trees."""
+    return float(sum(leaf.nbytes for leaf in jax.tree.leaves(trees)))

@@ -1,0 +1,169 @@
+"""The arithmetic of measurements, and the facts of work."""
+
+import dataclasses
+import functools
+import math
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lgjax.bench import language, machine, timing, training, vision
+from lgjax.bench.cases import sizes_of
+from lgjax.bench.machine import Ceilings
+from lgjax.infer import engine
+from lgjax.models.llama import Llama
+from lgjax.models.llava_grounding import abstract_params
+from tests.train.counting import traced_flops
+
+SECONDS = st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=9)
+
+
+@given(SECONDS)
+def test_spread_is_the_middle_and_the_ends(values):
+    spread = timing.Spread.of(values)
+    low, high = np.quantile(values, 0.5, method="lower"), np.quantile(values, 0.5, method="higher")
+    assert spread.median == pytest.approx((low + high) / 2)
+    assert (spread.least, spread.most) == (sorted(values)[0], sorted(values)[-1])
+
+
+def test_ratios_are_of_pairs_not_of_medians():
+    # the machine is ten times slower for one pair: medians of each side would say 5, every pair says 0.5
+    ours, theirs = [1.0, 10.0, 10.0], [2.0, 20.0, 20.0]
+    assert dataclasses.astuple(timing.ratios(ours, theirs)) == (0.5, 0.5, 0.5)
+    skewed = timing.ratios([10.0, 10.0, 1.0], [20.0, 2.0, 2.0])
+    assert dataclasses.astuple(skewed) == (0.5, 0.5, 5.0)
+    with pytest.raises(ValueError):
+        timing.ratios([1.0], [1.0, 2.0])
+
+
+@given(SECONDS, st.floats(0.1, 10))
+def test_ratios_of_a_constant_slowdown(values, factor):
+    found = timing.ratios([factor * value for value in values], values)
+    assert dataclasses.astuple(found) == pytest.approx((factor,) * 3)
+
+
+def test_the_slower_limit_is_the_best_time():
+    assert timing.best_seconds(100.0, 10.0, 50.0, 10.0) == (2.0, "products")
+    assert timing.best_seconds(100.0, 90.0, 50.0, 10.0) == (9.0, "memory")
+    assert timing.best_seconds(None, 90.0, 50.0, 10.0) == (9.0, "memory")
+    assert timing.best_seconds(None, None, 50.0, 10.0) is None
+
+
+def test_disagreement_of_numbers_ids_and_texts():
+    assert timing.disagreement([1.0, -4.0], [1.0, -4.0]) == 0
+    assert timing.disagreement([1.0, -4.0], [1.0, -5.0]) == pytest.approx(0.2)
+    assert timing.disagreement([1.0, math.nan], [1.0, 2.0]) == 1
+    assert timing.disagreement([3, 4, 5, 6], [3, 4, 5, 7]) == 0.25
+    assert timing.disagreement(["a", "b"], ["a", "c"]) == 0.5
+    assert timing.disagreement([1, 2], [1]) == 1
+    assert timing.disagreement([], []) == 0
+
+
+def test_timed_counts_what_passes():
+    assert 0.02 <= timing.timed(lambda: time.sleep(0.02))() < 10
+
+
+def test_peak_memory_keeps_what_was_freed():
+    code = (
+        "import numpy as np\nfrom lgjax.bench.timing import peak_memory\n"
+        "before = peak_memory()\nnp.ones(2**26, np.uint8)\nprint(peak_memory() - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 0.9 * 2**26 < int(done.stdout) < 1.5 * 2**26
+
+
+def test_ceilings_take_the_best_library():
+    found = Ceilings(
+        cores=1, platform="cpu", copy=3.0, read=2.0, float32={"a": 5.0, "b": 7.0}, bfloat16={"a": 1.0}
+    )
+    assert (found.rate("float32"), found.rate("bfloat16")) == (7.0, 1.0)
+
+
+def test_best_is_the_fastest_trial(monkeypatch):
+    ticks = iter([0.0, 5.0, 10.0, 11.0, 20.0, 27.0])
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: next(ticks))
+    assert machine.best(lambda: None, trials=3) == 1
+
+
+def test_decoding_reads_every_weight_but_the_input_table_once_a_token():
+    sizes = sizes_of("debug")
+    llama = sizes.config.llama
+    work = language.decode(sizes, "float32")
+    assert work.seconds() > 0
+    facts = work.facts()
+    width, heads, kv = (
+        llama.hidden_size,
+        llama.num_heads * llama.head_dim,
+        llama.num_kv_heads * llama.head_dim,
+    )
+    layer = 2 * width * heads + 2 * width * kv + 3 * width * llama.mlp_size + 2 * width
+    weights = llama.num_layers * layer + width + width * llama.vocab_size
+    context = sizes.prompt_tokens + sizes.new_tokens / 2
+    cache = 2 * llama.num_layers * kv * context
+    assert facts.num_bytes == 4 * (sizes.new_tokens - 1) * (weights + cache)
+    assert facts.handled == {"tokens": sizes.new_tokens}
+    assert facts.flops == pytest.approx(2 * (sizes.new_tokens - 1) * weights, rel=0.2)
+    assert len(facts.output) == sizes.new_tokens
+    assert all(isinstance(i, int) and 0 <= i < llama.vocab_size for i in facts.output)
+
+
+@pytest.mark.parametrize("preset", ["debug", "7b-parts"])
+def test_operations_are_the_products_of_the_programs_that_answer(preset):
+    sizes = sizes_of(preset)
+    config, params = sizes.config, abstract_params(sizes.config)
+    assert config.grounding is not None
+    width, side, queries = config.llama.hidden_size, config.grounding.image_size, config.grounding.num_queries
+    canvas = jax.ShapeDtypeStruct((1, side, side, 3), np.uint8)
+    view = jax.ShapeDtypeStruct((1, config.clip.image_size, config.clip.image_size, 3), np.float32)
+    embeds = jax.ShapeDtypeStruct((1, 3, width), np.float32)
+    regions = jax.ShapeDtypeStruct((1, 4, 4), np.float32)
+
+    def ground(params, canvas, phrases):
+        features = engine.encode_grounding(config, params, canvas)
+        out = engine.ground(config, params, features, phrases, np.ones((1, 3), bool), queries)
+        return *out[:2], engine.masks_of(out[2], features.mask_features, np.zeros((1, 3), np.int32))
+
+    def prompt(params, canvas, regions):
+        features = engine.encode_prompting(config, params, canvas)
+        return engine.read_prompts(
+            config, params, features, regions, np.ones((1, 4), int), np.ones((1, 4), bool)
+        )
+
+    def read(params, embeds):
+        model = Llama(config.llama, np.float32)
+        hidden = model.apply({"params": params["llama"]}, embeds, jnp.arange(3)[None])[0]
+        return model.apply({"params": params["llama"]}, hidden[:, -1], method="logits")
+
+    counted = vision.operations(sizes, length=3, phrases=3, prompts=4)
+    assert counted["grounding"] == traced_flops(ground, params, canvas, embeds)
+    assert counted["prompt"] == traced_flops(prompt, params, canvas, regions)
+    assert counted["llama"] + counted["head"] == traced_flops(read, params, embeds)
+    encode = functools.partial(engine.encode_clip, config)
+    assert counted["clip"] + counted["projector"] == traced_flops(encode, params, view)
+
+
+def test_kept_features_give_what_the_picture_gives():
+    outputs = []
+    for anew in (False, True):
+        work = vision.grounding_again(sizes_of("debug"), anew=anew)
+        work.seconds()
+        work.seconds()
+        outputs.append(work.facts().output)
+    assert timing.disagreement(*outputs) < 1e-6
+    assert len(set(outputs[0])) > 10
+
+
+def test_matching_by_scipy_costs_the_same():
+    totals = []
+    for by_scipy in (False, True):
+        work = training.matching(sizes_of("debug"), by_scipy=by_scipy)
+        work.seconds()
+        totals.append(work.facts().output)
+    assert totals[0] == pytest.approx(totals[1]) and min(totals[0]) > 0
