@@ -146,7 +146,7 @@ def convert(
     *,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     quantize: Literal["int8", "int4"] | None = None,
-    seg_state: Literal["before", "at"] = "before",
+    seg_state: Literal["before", "at"] | None = None,
     tokenizer: Path | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -161,10 +161,10 @@ def convert(
         source: The folder or file with the weights.
         target: The folder to write.
         dtype: Number type of language model, vision tower and projector; None keeps every tensor's own.
-        quantize: Keep the matrices of these parts in 8 or 4 bits: a half or a quarter of the memory, faster
-            answers on CPUs, a little less exact. Such a checkpoint answers; it cannot be trained or exported.
-        seg_state: The hidden state that stands for a phrase: "before" as the released inference takes it (the
-            one that predicts the <seg> token), "at" as the released training does.
+        quantize: Keep the matrices of these parts in 8 or 4 bits: a half or a quarter of bfloat16's
+            bytes, a little less exact. Such a checkpoint answers; it cannot be trained or exported.
+        seg_state: The hidden state that stands for a phrase: "before" (the default) as the released inference
+            takes it (the one that predicts the <seg> token), "at" as the released training does.
         tokenizer: Folder or tokenizer.model, when the source has none.
         overwrite: Replace an existing checkpoint.
     """

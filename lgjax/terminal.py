@@ -250,7 +250,7 @@ def convert(
     target: Path,
     dtype: str | None,
     quantize: str | None,
-    seg_state: str,
+    seg_state: str | None,
     tokenizer: Path | None,
     overwrite: bool,
 ) -> None:

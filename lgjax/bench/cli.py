@@ -62,7 +62,7 @@ def bench(
     from lgjax.bench.cases import Setting, described, sizes_of
 
     setting = Setting(model=model, dtype=dtype, cores=_cores(cores))
-    known = machine.described()
+    known, versions = machine.described(), _versions(against is not None)
     if known["load_at_start"] > 0.5:
         _tell(f"other programs run here (load {known['load_at_start']:.1f}): times will be too long")
     _tell("measuring the machine")
@@ -86,7 +86,7 @@ def bench(
         dtype=dtype,
         models=described(sizes_of(model)),
         runs=runs,
-        versions=_versions(against is not None),
+        versions=versions,
         results=results,
     )
     print(report.as_markdown(found))

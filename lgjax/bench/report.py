@@ -44,7 +44,7 @@ def as_json(run: Run) -> dict[str, Any]:
         "machine": run.machine,
         "ceilings": {
             "one_core": dataclasses.asdict(run.one),
-            "all_cores": dataclasses.asdict(run.top),
+            "used_cores": dataclasses.asdict(run.top),
         },
         "preset": run.preset,
         "dtype": run.dtype,

@@ -46,7 +46,7 @@ def convert(
     *,
     dtype: str | None = None,
     quantize: str | None = None,
-    seg_state: str = "before",
+    seg_state: str | None = None,
     tokenizer: str | Path | None = None,
     overwrite: bool = False,
     progress: store.Progress | None = None,
@@ -58,7 +58,8 @@ def convert(
     models then become float32); None keeps every tensor's own, so that an export is bit-equal. `quantize`,
     "int8" or "int4", packs the matrices of these parts, see convert/packed.py; the source may then also be an
     lgjax checkpoint, whose `seg_state` and tokenizer stay. `tokenizer` names a folder or tokenizer.model when
-    the source has none. `seg_state` is recorded, see ModelConfig. `progress` is called with (parameter path,
+    the source has none. `seg_state` is recorded, see ModelConfig
+    (default: "before"). `progress` is called with (parameter path,
     bytes done, bytes in all).
 
     Raises:
@@ -73,18 +74,21 @@ def convert(
     if quantize is not None and quantize not in get_args(metas.Form):
         raise ValueError(f"quantize '{quantize}' is none of {', '.join(get_args(metas.Form))}")
     form = cast(metas.Form | None, quantize)
-    if seg_state not in ("before", "at"):
+    if seg_state not in (None, "before", "at"):
         raise ValueError(f"seg_state '{seg_state}' is neither 'before' nor 'at'")
     if not source.exists():
         raise FileNotFoundError(f"no checkpoint at {source}")
     if (source / metas.FILE).is_file():
-        if tokenizer is not None or seg_state != "before":
-            raise ValueError(f"{source} is an lgjax checkpoint, which keeps its own tokenizer and seg_state")
+        content = _content_of(source)
+        if tokenizer is not None or seg_state not in (None, content.config.seg_state):
+            raise ValueError(
+                f"{source} is an lgjax checkpoint, which keeps its own tokenizer and seg_state "
+                f"'{content.config.seg_state}'; leave --tokenizer and --seg-state out"
+            )
         if dtype is None and quantize is None:
             raise ValueError(
-                f"{source} is an lgjax checkpoint already; --quantize or --dtype make it smaller"
+                f"{source} is an lgjax checkpoint already; --quantize or --dtype write it in another form"
             )
-        content = _content_of(source)
         return store.write(target, _smaller(content, dtype, form), overwrite=overwrite, progress=progress)
     opened = read.open_folder(source) if source.is_dir() else read.open_file(source)
     if opened.findings and not opened.tensors:
@@ -104,7 +108,7 @@ def convert(
         findings += [] if findings else str(error).splitlines()
         verify.refuse(str(source), [*opened.findings, *findings])
         raise
-    config = dataclasses.replace(config, seg_state=seg_state)
+    config = dataclasses.replace(config, seg_state=seg_state or "before")
     entries = manifest.manifest(config, parts)
     findings += opened.findings
     missing: list[str] = []

@@ -61,13 +61,16 @@ class Weights:
 
 @runtime_checkable
 class Points(Protocol):
-    """Where masks are compared; a source of random points, or of given ones in tests."""
+    """Where masks are compared; a source of random points, or of given ones in tests.
 
-    def matching(self, output: str) -> Float[Array, "b n 2"]:
+    output: the number of an output.
+    """
+
+    def matching(self, output: Int[Array, ""]) -> Float[Array, "b n 2"]:
         """Points of each image for the costs of an output, shared by its masks."""
         ...
 
-    def losses(self, output: str, queries: Int[Array, "b t"]) -> tuple[jax.Array, jax.Array]:
+    def losses(self, output: Int[Array, ""], queries: Int[Array, "b t"]) -> tuple[jax.Array, jax.Array]:
         """Points [b, t, m, 2] to choose from and [b, t, k, 2] to take, of each object with its query."""
         ...
 
@@ -220,31 +223,40 @@ def grounding_losses(
     False is the detection task. Names end with "_0" for the last layer, "_1" .. for the earlier ones and
     "_0_interm" for the proposals.
     """
-    names = list(predictions)
-    costs = []
-    for name in names:
-        prediction = jax.lax.stop_gradient(predictions[name])
-        where = points.matching(name) if use_masks else None
-        features = jax.lax.stop_gradient(mask_features)
-        costs.append(matching_costs(prediction, features, targets, where).total(weights))
+    numbers = jnp.arange(len(predictions))
+    # one output after the other, so that programs hold the work of one, however deep the decoder
+    stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *predictions.values())
+
+    def costs_of(output: tuple[jax.Array, Prediction]) -> jax.Array:
+        number, prediction = output
+        where = points.matching(number) if use_masks else None
+        return matching_costs(prediction, features, targets, where).total(weights)
+
+    features = jax.lax.stop_gradient(mask_features)
+    costs = jax.lax.map(costs_of, (numbers, jax.lax.stop_gradient(stacked)))
     # objects in front: `assign` takes the first ones
     order = jnp.argsort(~targets.objects, axis=1, stable=True)
-    stacked = jnp.take_along_axis(jnp.stack(costs), order[None, ..., None], axis=2)
-    counts = jnp.broadcast_to(targets.objects.sum(1), (len(names), len(order)))
-    flat = assign_all(stacked.reshape(-1, *stacked.shape[2:]), counts.reshape(-1))
+    costs = jnp.take_along_axis(costs, order[None, ..., None], axis=2)
+    counts = jnp.broadcast_to(targets.objects.sum(1), costs.shape[:2])
+    flat = assign_all(costs.reshape(-1, *costs.shape[2:]), counts.reshape(-1))
     back = jnp.argsort(order, axis=1)
-    queries = jnp.take_along_axis(flat.reshape(len(names), *order.shape), back[None], axis=2)
-    losses, matches = {}, {}
-    for name, given in zip(names, queries, strict=True):
-        where = points.losses(name, given) if use_masks else None
-        sums = output_losses(predictions[name], mask_features, targets, given, where, phrase_counts)
-        scales = (weights.cls, weights.bbox, weights.giou, weights.bce, weights.dice)
-        for part, value, scale in zip(Sums._fields, sums, scales, strict=True):
-            if value is not None:
-                divided = value / jnp.maximum(num_objects, 1)
-                losses[f"loss_{part}_{_suffix(name)}"] = scale * weights.multiplier * divided
-        matches[name] = given
-    return losses, matches
+    queries = jnp.take_along_axis(flat.reshape(costs.shape[:3]), back[None], axis=2)
+
+    def losses_of(output: tuple[jax.Array, Prediction, jax.Array]) -> Sums:
+        number, prediction, given = output
+        where = points.losses(number, given) if use_masks else None
+        return output_losses(prediction, mask_features, targets, given, where, phrase_counts)
+
+    sums = jax.lax.map(losses_of, (numbers, stacked, queries))
+    scales = (weights.cls, weights.bbox, weights.giou, weights.bce, weights.dice)
+    losses = {}
+    for part, values, scale in zip(Sums._fields, sums, scales, strict=True):
+        if values is None:
+            continue
+        for name, value in zip(predictions, values, strict=True):
+            divided = value / jnp.maximum(num_objects, 1)
+            losses[f"loss_{part}_{_suffix(name)}"] = scale * weights.multiplier * divided
+    return losses, dict(zip(predictions, queries, strict=True))
 
 
 def _suffix(output: str) -> str:

@@ -23,23 +23,23 @@ class RandomPoints:
     """Uniformly random points that belong to a sample, an output and an object, wherever these stand.
 
     key: of this step; sample_ids: [b], which sample each row is; so neither the order of rows nor padding
-    changes the points of any object. num_points: of one mask.
+    changes the points of any object. num_points: of one mask. Outputs go by their numbers.
     """
 
     key: jax.Array
     sample_ids: UInt32[Array, " b"]
     num_points: int = NUM_POINTS
 
-    def matching(self, output: str) -> Float[Array, "b n 2"]:
+    def matching(self, output: Int[Array, ""]) -> Float[Array, "b n 2"]:
         """Points of each image for the matching costs of an output, shared by its masks."""
-        keys = self._keys(f"matching {output}")
+        keys = self._keys("matching", output)
         return jax.vmap(lambda key: jax.random.uniform(key, (self.num_points, 2)))(keys)
 
-    def losses(self, output: str, queries: Int[Array, "b t"]) -> tuple[jax.Array, jax.Array]:
+    def losses(self, output: Int[Array, ""], queries: Int[Array, "b t"]) -> tuple[jax.Array, jax.Array]:
         """Points [b, t, m, 2] to choose the uncertain ones from, and [b, t, k, 2] to take as they are."""
-        return self.of_objects(output, queries.shape[1])
+        return self.of_objects("loss", output, queries.shape[1])
 
-    def of_objects(self, output: str, count: int) -> tuple[jax.Array, jax.Array]:
+    def of_objects(self, use: str, output: Int[Array, ""], count: int) -> tuple[jax.Array, jax.Array]:
         """The same for `count` objects of each image."""
         extra = self.num_points - int(IMPORTANCE * self.num_points)
         over = OVERSAMPLE * self.num_points
@@ -47,11 +47,11 @@ class RandomPoints:
         def draw(key: jax.Array, number: jax.Array) -> jax.Array:
             return jax.random.uniform(jax.random.fold_in(key, number), (over + extra, 2))
 
-        rows = jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(self._keys(f"loss {output}"), jnp.arange(count))
+        rows = jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(self._keys(use, output), jnp.arange(count))
         return rows[:, :, :over], rows[:, :, over:]
 
-    def _keys(self, name: str) -> jax.Array:
-        key = jax.random.fold_in(self.key, zlib.crc32(name.encode()))
+    def _keys(self, use: str, output: Int[Array, ""]) -> jax.Array:
+        key = jax.random.fold_in(jax.random.fold_in(self.key, zlib.crc32(use.encode())), output)
         return jax.vmap(jax.random.fold_in, (None, 0))(key, self.sample_ids)
 
 

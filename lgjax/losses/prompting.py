@@ -38,7 +38,7 @@ def prompting_losses(
     masks: jax.Array,
     object_mask: Bool[Array, "b n"],
     has_mask: Bool[Array, "b n"],
-    points: Callable[[int], tuple[jax.Array, jax.Array]],
+    points: Callable[[Int[Array, ""]], tuple[jax.Array, jax.Array]],
     num_objects: Float[Array, "#b"] | Int[Array, "#b"],
     weights: Weights = Weights(),
 ) -> dict[str, jax.Array]:
@@ -52,20 +52,33 @@ def prompting_losses(
     batch over all devices, an image counts at least one. The quality is 1 less the dice loss, whose gradient
     stays (quirk 6).
     """
-    losses = {}
-    scales = dataclasses.asdict(weights)
-    for k, prediction in zip((*range(1, len(predictions)), 0), predictions, strict=True):
+    numbers = (*range(1, len(predictions)), 0)
+
+    def losses_of(layer: tuple[jax.Array, PromptPrediction]) -> dict[str, jax.Array]:
+        k, prediction = layer
         found = prediction.boxes[:, :, 0]
         bce, dice = mask_losses(prediction.mask_embedding[:, :, 0], mask_features, masks, points(k))
         parts = {
-            "mask_bce": jnp.where(has_mask, bce, 0),
-            "mask_dice": jnp.where(has_mask, dice, 0),
-            "bbox": jnp.abs(found - boxes).sum(-1),
-            "giou": 1 - generalized_iou(cxcywh_to_xyxy(found), cxcywh_to_xyxy(boxes)),
-            "iou_score": jnp.where(has_mask, (prediction.ious[:, :, 0] - (1 - dice)) ** 2, 0),
+            "loss_mask_bce": jnp.where(has_mask, bce, 0),
+            "loss_mask_dice": jnp.where(has_mask, dice, 0),
+            "loss_bbox": jnp.abs(found - boxes).sum(-1),
+            "loss_giou": 1 - generalized_iou(cxcywh_to_xyxy(found), cxcywh_to_xyxy(boxes)),
+            "iou_score_loss": jnp.where(has_mask, (prediction.ious[:, :, 0] - (1 - dice)) ** 2, 0),
         }
-        for part, value in parts.items():
-            name = "iou_score_loss" if part == "iou_score" else f"loss_{part}"
-            total = jnp.where(object_mask, value, 0).sum(-1) / jnp.maximum(num_objects, 1)
-            losses[f"{name}_{k}"] = scales[part] * weights.multiplier * total
-    return losses
+        return {name: jnp.where(object_mask, part, 0).sum(-1) for name, part in parts.items()}
+
+    # one layer after the other, so that programs hold the work of one
+    stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *predictions)
+    sums = jax.lax.map(losses_of, (jnp.asarray(numbers), stacked))
+    scales = {
+        "loss_mask_bce": weights.mask_bce,
+        "loss_mask_dice": weights.mask_dice,
+        "loss_bbox": weights.bbox,
+        "loss_giou": weights.giou,
+        "iou_score_loss": weights.iou_score,
+    }
+    return {
+        f"{name}_{k}": scales[name] * weights.multiplier * value / jnp.maximum(num_objects, 1)
+        for name, values in sums.items()
+        for k, value in zip(numbers, values, strict=True)
+    }

@@ -7,7 +7,7 @@ The grounding model and the visual-prompt model share it; what they do with its 
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from lgjax.config import TransformerConfig
 from lgjax.models.deformable import DeformableAttention
-from lgjax.models.layers import MLP, LayerNorm, Linear, named, xavier
+from lgjax.models.layers import MLP, LayerNorm, Linear, named, stack_layers, xavier
 from lgjax.models.matmul import matmul
 from lgjax.models.position import LevelSizes, inverse_sigmoid, sine_box_code
 
@@ -108,10 +108,14 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The layers and the heads both models have in common. Source: spec/grounding_model.md 5.3."""
+    """The layers and the heads both models have in common; `scan_layers` compiles one layer for all of them.
+
+    Source: spec/grounding_model.md 5.3.
+    """
 
     config: TransformerConfig
     dtype: DTypeLike = jnp.float32
+    scan_layers: bool = False
 
     def setup(self) -> None:
         config, width = self.config, self.config.hidden_size
@@ -125,6 +129,21 @@ class Decoder(nn.Module):
         """Move `reference` by what the box head reads in `x`; float32."""
         return nn.sigmoid(self.bbox_embed(x.astype(jnp.float32)) + inverse_sigmoid(reference))
 
+    def step(
+        self,
+        number: int,
+        x: Float[Array, "b q c"],
+        reference: Float[Array, "b q 4"],
+        memory: Float[Array, "b n c"],
+        level_sizes: LevelSizes,
+        allowed: Bool[Array, "#b q q"] | None,
+    ) -> tuple[Float[Array, "b q c"], Float[Array, "b q 4"]]:
+        """States and references after a layer."""
+        start = jax.lax.stop_gradient(reference)
+        position = self.ref_point_head(sine_box_code(start, self.config.hidden_size // 2).astype(self.dtype))
+        x = self.layers[number](x, position, start, memory, level_sizes, allowed)
+        return x, self.refine(x, start)
+
     def __call__(
         self,
         content: Float[Array, "b q c"],
@@ -134,15 +153,23 @@ class Decoder(nn.Module):
         allowed: Bool[Array, "#b q q"] | None = None,
     ) -> DecoderStates:
         """Run all layers. `allowed` [b, q, q] says which keys a query may attend to; None means all."""
+        rest = memory, level_sizes, allowed
+        if self.scan_layers and not self.is_initializing():
+            params = stack_layers(self.variables["params"])
+            layers, one = params.pop("layers"), self.clone(parent=None)
+
+            def step(carry: tuple[jax.Array, jax.Array], layer: dict) -> tuple:
+                variables = {"params": {**params, "layers_0": layer}}
+                moved = cast(tuple, one.apply(variables, 0, *carry, *rest, method="step"))
+                return moved, moved
+
+            _, (states, references) = jax.lax.scan(step, (content, reference), layers)
+            return DecoderStates(tuple(self.norm(states)), (reference, *references))
         x, hidden, references = content, [], [reference]
-        for i, layer in enumerate(self.layers):
-            start = jax.lax.stop_gradient(references[-1])
-            position = self.ref_point_head(
-                sine_box_code(start, self.config.hidden_size // 2).astype(self.dtype)
-            )
-            x = layer(x, position, start, memory, level_sizes, allowed)
+        for i in range(self.config.decoder_layers):
+            x, moved = self.step(i, x, references[-1], *rest)
             self.sow("intermediates", f"layer{i}", x)
-            references.append(self.refine(x, start))
+            references.append(moved)
             hidden.append(self.norm(x))
         return DecoderStates(tuple(hidden), tuple(references))
 

@@ -66,13 +66,14 @@ class Grounding(nn.Module):
     embed_size: int
     dtype: DTypeLike = jnp.float32
     remat: bool = False
+    scan_layers: bool = False
 
     def setup(self) -> None:
         transformer, width = self.config.transformer, self.config.transformer.hidden_size
         truncated = nn.initializers.truncated_normal(0.02)
         self.backbone = Swin(self.config.swin, self.dtype, self.remat)
-        self.pixel_encoder = PixelEncoder(transformer, self.dtype, self.remat)
-        self.decoder = Decoder(transformer, self.dtype)
+        self.pixel_encoder = PixelEncoder(transformer, self.dtype, self.remat, self.scan_layers)
+        self.decoder = Decoder(transformer, self.dtype, self.scan_layers)
         self.enc_output = Linear(width, ("hidden", "hidden_out"), dtype=self.dtype)
         self.enc_output_norm = LayerNorm(dtype=self.dtype)
         self.class_embed = self.param(

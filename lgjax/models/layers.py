@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -151,3 +151,19 @@ class MLP(nn.Module):
             x = Linear(size, axes, kernel_init=init, dtype=self.dtype, name=f"layers_{i}")(x)
             x = x if last else nn.relu(x)
         return x
+
+
+def stack_layers(params: Mapping[str, Any]) -> dict:
+    """Turn `layers_0`, `layers_1`, ... into one `layers` with a leading axis, for a scan."""
+    count = sum(name.startswith("layers_") for name in params)
+    rest = {name: value for name, value in params.items() if not name.startswith("layers_")}
+    layers = [params[f"layers_{i}"] for i in range(count)]
+    return {**rest, "layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}
+
+
+def unstack_layers(params: dict) -> dict:
+    """Undo `stack_layers`."""
+    count = jax.tree.leaves(params["layers"])[0].shape[0]
+    rest = {name: value for name, value in params.items() if name != "layers"}
+    layers = {f"layers_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]) for i in range(count)}
+    return {**rest, **layers}

@@ -222,9 +222,10 @@ class LlamaLayer(nn.Module):
 class Llama(nn.Module):
     """The decoder. Parameters may be floats or packed (`matmul.Packed`).
 
-    `scan_layers` compiles one layer for all of them, with parameters stacked under `layers` (`stack_layers`);
-    sown "hidden_states" (the input of each layer) are then stacked too. `remat` computes layers again in the
-    backward pass. `kernel`: how tokens attend without a cache. Source: spec/language_model.md 4.
+    `scan_layers` compiles one layer for all of them, with parameters stacked under `layers`
+    (`layers.stack_layers`); sown "hidden_states" (the input of each layer) are then stacked too. `remat`
+    computes layers again in the backward pass. `kernel`: how tokens attend without a cache.
+    Source: spec/language_model.md 4.
     """
 
     config: LlamaConfig
@@ -315,19 +316,3 @@ class Llama(nn.Module):
                 layers.append(entry)
             new_cache = None if cache is None else tuple(layers)
         return self.norm(x), new_cache
-
-
-def stack_layers(params: dict) -> dict:
-    """Turn `layers_0`, `layers_1`, ... into one `layers` with a leading axis, as `scan_layers` reads them."""
-    count = sum(name.startswith("layers_") for name in params)
-    rest = {name: value for name, value in params.items() if not name.startswith("layers_")}
-    layers = [params[f"layers_{i}"] for i in range(count)]
-    return {**rest, "layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}
-
-
-def unstack_layers(params: dict) -> dict:
-    """Undo `stack_layers`."""
-    count = jax.tree.leaves(params["layers"])[0].shape[0]
-    rest = {name: value for name, value in params.items() if name != "layers"}
-    layers = {f"layers_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]) for i in range(count)}
-    return {**rest, **layers}

@@ -85,9 +85,11 @@ class LlavaGrounding(nn.Module):
         self.projector = Linear(width, ("vision", "embed"), dtype=self.dtype)
         self.llama = Llama(config.llama, self.dtype, self.scan_layers, self.remat, self.kernel)
         if config.grounding is not None:
-            self.grounding = Grounding(config.grounding, width, remat=self.remat)
+            self.grounding = Grounding(
+                config.grounding, width, remat=self.remat, scan_layers=self.scan_layers
+            )
         if config.prompt is not None:
-            self.prompt = Prompting(config.prompt, width, remat=self.remat)
+            self.prompt = Prompting(config.prompt, width, remat=self.remat, scan_layers=self.scan_layers)
 
     def image_tokens(self, clip_images: Float[Array, "b s s 3"]) -> Float[Array, "b n d"]:
         """Embeddings that a picture puts into the language model."""

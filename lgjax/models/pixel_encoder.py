@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from lgjax.config import TransformerConfig
 from lgjax.models.deformable import DeformableAttention
-from lgjax.models.layers import Conv, GroupNorm, LayerNorm, Linear, named, xavier
+from lgjax.models.layers import Conv, GroupNorm, LayerNorm, Linear, named, stack_layers, xavier
 from lgjax.models.position import (
     LevelSizes,
     cell_centres,
@@ -106,7 +106,9 @@ class EncoderLayer(nn.Module):
 
 
 class PixelEncoder(nn.Module):
-    """(res2, res3, res4, res5) -> PixelFeatures; `remat` computes layers again in the backward pass.
+    """(res2, res3, res4, res5) -> PixelFeatures.
+
+    `remat` computes layers again in the backward pass; `scan_layers` compiles one layer for all of them.
 
     Source: spec/grounding_model.md 4.
     """
@@ -114,6 +116,7 @@ class PixelEncoder(nn.Module):
     config: TransformerConfig
     dtype: DTypeLike = jnp.float32
     remat: bool = False
+    scan_layers: bool = False
 
     @nn.compact
     def __call__(self, maps: tuple[jax.Array, ...]) -> PixelFeatures:
@@ -134,10 +137,19 @@ class PixelEncoder(nn.Module):
         position = (jnp.asarray(sine) + level_embed.astype(jnp.float32)[level])[None].astype(dtype)
         self.sow("intermediates", "pos", position)
         x = jnp.concatenate([s.reshape(s.shape[0], -1, width) for s in sources], 1)
-        layer_class = nn.remat(EncoderLayer, static_argnums=(3,)) if self.remat else EncoderLayer
-        for i in range(config.encoder_layers):
-            x = layer_class(config, dtype, name=f"layers_{i}")(x, position, level_sizes)
-            self.sow("intermediates", f"layer{i}", x)
+        if self.scan_layers and not self.is_initializing():
+            one = EncoderLayer(config, dtype, parent=None)
+
+            def step(x: jax.Array, params: dict) -> tuple[jax.Array, None]:
+                return cast(jax.Array, one.apply({"params": params}, x, position, level_sizes)), None
+
+            step = jax.checkpoint(step, prevent_cse=False) if self.remat else step
+            x, _ = jax.lax.scan(step, x, stack_layers(self.variables["params"])["layers"])
+        else:
+            layer_class = nn.remat(EncoderLayer, static_argnums=(3,)) if self.remat else EncoderLayer
+            for i in range(config.encoder_layers):
+                x = layer_class(config, dtype, name=f"layers_{i}")(x, position, level_sizes)
+                self.sow("intermediates", f"layer{i}", x)
         levels = split_levels(x, level_sizes)
 
         lateral = project(1, use_bias=False, kernel_init=_kaiming, name="adapter_1")(res2)

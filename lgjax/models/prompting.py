@@ -40,13 +40,14 @@ class Prompting(nn.Module):
     embed_size: int
     dtype: DTypeLike = jnp.float32
     remat: bool = False
+    scan_layers: bool = False
 
     def setup(self) -> None:
         transformer, width = self.config.transformer, self.config.transformer.hidden_size
         normal = nn.initializers.normal(1.0)
         self.backbone = Swin(self.config.swin, self.dtype, self.remat)
-        self.pixel_encoder = PixelEncoder(transformer, self.dtype, self.remat)
-        self.decoder = Decoder(transformer, self.dtype)
+        self.pixel_encoder = PixelEncoder(transformer, self.dtype, self.remat, self.scan_layers)
+        self.decoder = Decoder(transformer, self.dtype, self.scan_layers)
         self.iou_prediction_head = MLP((width, width, 1), None, dtype=self.dtype)
         self.obj_projector = Linear(self.embed_size, ("hidden", "embed"), dtype=self.dtype)
         tokens = self.config.num_mask_tokens

@@ -245,7 +245,9 @@ class Objective:
     ) -> tuple[jax.Array, Losses]:
         ground = rows.grounding
         assert ground is not None and self.model.prompt is not None
-        model = Prompting(self.model.prompt, self.model.llama.hidden_size, remat=self.remat)
+        model = Prompting(
+            self.model.prompt, self.model.llama.hidden_size, remat=self.remat, scan_layers=self.scan_layers
+        )
 
         def own_rows(shared: Any, local: Any) -> tuple[jax.Array, Losses]:
             params, key = shared
@@ -270,7 +272,7 @@ class Objective:
                 jnp.unpackbits(ground.masks, axis=-1),
                 ground.object_mask,
                 ground.has_mask,
-                lambda k: points.of_objects(f"prompt {k}", ground.boxes.shape[1]),
+                lambda k: points.of_objects("prompt", k, ground.boxes.shape[1]),
                 numbers,
                 self.loss.prompting,
             )
@@ -291,7 +293,9 @@ class Objective:
     ) -> Losses:
         ground = rows.grounding
         assert ground is not None and self.model.grounding is not None
-        model = Grounding(self.model.grounding, self.model.llama.hidden_size, remat=self.remat)
+        model = Grounding(
+            self.model.grounding, self.model.llama.hidden_size, remat=self.remat, scan_layers=self.scan_layers
+        )
         table = sphere(jax.lax.stop_gradient(all_params["llama"]["embed_tokens"]))
         if self.loss.phrases == "names":
             ground = _named(ground)
@@ -357,7 +361,9 @@ class Objective:
     def _token_names(self, params: dict[str, Any], ground: GroundedRows | None) -> jax.Array:
         """The grounding model's tokens read by the input table, without decoder and stochastic depth."""
         assert ground is not None and self.model.grounding is not None
-        model = Grounding(self.model.grounding, self.model.llama.hidden_size, remat=self.remat)
+        model = Grounding(
+            self.model.grounding, self.model.llama.hidden_size, remat=self.remat, scan_layers=self.scan_layers
+        )
         table = jax.lax.stop_gradient(params["llama"]["embed_tokens"])
 
         def own_rows(shared: Any, local: Any) -> jax.Array:

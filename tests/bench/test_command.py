@@ -42,7 +42,7 @@ def test_a_case_beside_torch(tmp_path, capsys):
     assert [decode["ratio"][name] for name in ("least", "median", "most")] == pytest.approx(
         [pairs[0], sum(pairs) / 2, pairs[1]]
     )
-    assert ours["compile_seconds"] > 0 and found["ceilings"]["all_cores"]["cores"] == 1
+    assert ours["compile_seconds"] > 0 and found["ceilings"]["used_cores"]["cores"] == 1
     assert "| decode |" in printed.out and "torch [1]" in printed.out
     assert printed.err.strip().endswith("measuring decode")
     assert [path.name for path in tmp_path.iterdir()] == ["found.json"]

@@ -66,7 +66,7 @@ SCHEMA = {
         "machine": {"type": "object", "required": ["processor", "cores", "memory_bytes", "load_at_start"]},
         "ceilings": {
             "type": "object",
-            "required": ["one_core", "all_cores"],
+            "required": ["one_core", "used_cores"],
             "additionalProperties": CEILINGS,
         },
         "runs": {"type": "integer", "minimum": 1},

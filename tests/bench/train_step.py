@@ -88,10 +88,10 @@ def _points(config: TrainConfig, rows: Rows, outputs: int) -> Callable[[], Any]:
         total = jnp.zeros(())
         for number in range(outputs):
             points = RandomPoints(jax.random.key(number), ids, config.loss.points)
-            over, extra = points.of_objects(str(number), masks.shape[1])
+            over, extra = points.of_objects("loss", jnp.asarray(number), masks.shape[1])
             chosen = uncertain_points(logits, over, extra, uncertain)
             total += sample(logits, chosen).sum() + sample(masks, chosen).sum()
-            total += points.matching(str(number)).sum()
+            total += points.matching(jnp.asarray(number)).sum()
         return total
 
     return lambda: run(logits, masks, ids)

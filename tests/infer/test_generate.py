@@ -286,7 +286,7 @@ def test_chunks_of_any_size_give_the_same(seg_state):
 
 
 def test_scanned_layers_generate_the_same():
-    from lgjax.models.llama import stack_layers
+    from lgjax.models.layers import stack_layers
 
     model, params = Llama(BASE, scan_layers=True), stack_layers(PARAMS)
     lengths = np.array([len(row) for row in PROMPTS])

@@ -19,11 +19,11 @@ class SharedPoints:
     def __init__(self, b: int) -> None:
         self.b = b
 
-    def matching(self, output: str) -> jax.Array:
+    def matching(self, output: jax.Array) -> jax.Array:
         points = np.random.default_rng(1).random((1, 40, 2), np.float32)
         return jnp.broadcast_to(jnp.asarray(points), (self.b, 40, 2))
 
-    def losses(self, output: str, queries: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def losses(self, output: jax.Array, queries: jax.Array) -> tuple[jax.Array, jax.Array]:
         rng = np.random.default_rng(2)
         over, extra = (jnp.asarray(rng.random((1, 1, n, 2), np.float32)) for n in (48, 4))
         return tuple(jnp.broadcast_to(x, (*queries.shape, *x.shape[2:])) for x in (over, extra))

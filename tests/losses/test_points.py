@@ -70,24 +70,25 @@ def test_uncertain_points_are_those_of_the_smallest_logits():
 def test_random_points_belong_to_sample_output_and_object():
     ids = jnp.asarray([7, 3, 9], jnp.uint32)
     source = RandomPoints(jax.random.key(0), ids, num_points=40)
+    last, other = jnp.asarray(0), jnp.asarray(1)
     assert isinstance(source, Points)
-    over, extra = source.losses("aux1", jnp.zeros((3, 4), jnp.int32))
+    over, extra = source.losses(other, jnp.zeros((3, 4), jnp.int32))
     assert (
         over.shape == (3, 4, 120, 2)
         and extra.shape == (3, 4, 10, 2)
-        and source.matching("aux1").shape == (3, 40, 2)
+        and source.matching(other).shape == (3, 40, 2)
     )
     # rows in another order, and more objects, change nothing
     turned = RandomPoints(jax.random.key(0), ids[::-1], num_points=40)
-    more, _ = turned.of_objects("aux1", 6)
+    more, _ = turned.of_objects("loss", other, 6)
     np.testing.assert_array_equal(more[::-1, :4], over)
-    np.testing.assert_array_equal(turned.matching("aux1")[::-1], source.matching("aux1"))
+    np.testing.assert_array_equal(turned.matching(other)[::-1], source.matching(other))
     firsts = [over[i, j, 0] for i in range(3) for j in range(4)]
     firsts += [
-        source.losses("final", jnp.zeros((3, 1), jnp.int32))[0][0, 0, 0],
-        source.matching("aux1")[0, 0],
+        source.losses(last, jnp.zeros((3, 1), jnp.int32))[0][0, 0, 0],
+        source.matching(other)[0, 0],
     ]
-    firsts += [RandomPoints(jax.random.key(1), ids, 40).of_objects("aux1", 1)[0][0, 0, 0]]
+    firsts += [RandomPoints(jax.random.key(1), ids, 40).of_objects("loss", other, 1)[0][0, 0, 0]]
     assert len({tuple(np.asarray(point).tolist()) for point in firsts}) == 15
     every = np.asarray(over).ravel()
     assert every.min() >= 0 and every.max() < 1 and abs(every.mean() - 0.5) < 0.02

@@ -105,6 +105,33 @@ def test_padding_is_zero_after_normalisation_and_grey_stays_grey():
     np.testing.assert_allclose(batch[:, :61], normalize_pixels(jnp.asarray(IMAGES[2][None])), atol=1e-5)
 
 
+@pytest.mark.parametrize("remat", [False, True])
+def test_one_compiled_layer_for_all_gives_the_same_predictions_and_gradients(remat: bool):
+    pixels, embeddings, mask = map(
+        jnp.asarray, (pad_images(IMAGES[:1]), phrases(1, 2), np.ones((1, 2), bool))
+    )
+
+    def loss(model: Grounding, params):
+        out, features = model.apply({"params": params}, pixels, embeddings, mask, 20)
+        parts = [part for name in sorted(out) for part in (out[name].logits, out[name].boxes)]
+        masks = mask_logits(out["final"].mask_embedding, features.mask_features)
+        return sum(jnp.sin(part).sum() for part in (*parts, masks)), parts
+
+    (plain, wanted), slopes = jax.jit(jax.value_and_grad(functools.partial(loss, MODEL), has_aux=True))(
+        parameters()
+    )
+    scanned = MODEL.clone(scan_layers=True, remat=remat)
+    (value, found), gradient = jax.jit(jax.value_and_grad(functools.partial(loss, scanned), has_aux=True))(
+        parameters()
+    )
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4)
+    np.testing.assert_allclose(value, plain, rtol=1e-3)
+    for (path, a), b in zip(jax.tree.leaves_with_path(gradient), jax.tree.leaves(slopes), strict=True):
+        scale = max(float(np.abs(b).max()), 1e-3)
+        np.testing.assert_allclose(np.asarray(a) / scale, np.asarray(b) / scale, atol=5e-3, err_msg=str(path))
+
+
 def test_probabilities_are_a_softmax_over_queries():
     logits = jnp.asarray(RNG.standard_normal((2, 7, 3)), jnp.float32)
     np.testing.assert_allclose(phrase_probabilities(logits).sum(1), 1.0, rtol=1e-5)

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lgjax.models.llama import Llama, attend_one, init_cache, rope_frequencies, stack_layers, unstack_layers
+from lgjax.models.layers import stack_layers, unstack_layers
+from lgjax.models.llama import Llama, attend_one, init_cache, rope_frequencies
 from lgjax.models.matmul import bfloat16_bits
 from tests.models.tiny_llama import BASE, CONFIGS, hugging_face, parameters, random_parameters
 

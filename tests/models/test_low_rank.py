@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lgjax.models import matmul as products
-from lgjax.models.layers import Linear
-from lgjax.models.llama import Llama, init_cache, stack_layers, unstack_layers
+from lgjax.models.layers import Linear, stack_layers, unstack_layers
+from lgjax.models.llama import Llama, init_cache
 from lgjax.models.matmul import LowRank, Packed, bfloat16_bits, dense, low_rank, matmul
 from tests.models.kernels import FORMS, PACKED, assert_product, exact, normal
 from tests.models.tiny_llama import CONFIGS, random_parameters

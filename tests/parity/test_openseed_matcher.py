@@ -121,7 +121,7 @@ def test_openseed_matcher_cost(file, name, task):
     case, stored, targets, parts = build(file, name)
     prediction, features = split(parts)
     source = training.TablePoints(len(case["targets"]), 1)
-    where = source.matching("final") if task == "seg" else None
+    where = source.matching(jnp.asarray(0)) if task == "seg" else None
     costs = jax.jit(matching_costs)(prediction, features, targets, where)
     total = np.asarray(costs.total(Weights()))
     for i, info in enumerate(case["targets"]):

@@ -66,6 +66,9 @@ def step(name: str) -> dict:
         features, predictions, pixel_features = model().apply(
             {"params": params}, pixels, data["prompts"], data["is_box"], data["real"], True
         )
+        over, extra = (
+            jnp.stack(tables) for tables in zip(*map(points, range(len(predictions))), strict=True)
+        )
         found = prompting_losses(
             predictions,
             pixel_features.mask_features,
@@ -73,7 +76,7 @@ def step(name: str) -> dict:
             data["masks"],
             data["real"],
             data["real"],
-            points,
+            lambda k: (over[k], extra[k]),
             jnp.maximum(data["real"].sum(1), 1).sum()[None],
         )
         found = {key: value.sum() for key, value in found.items()}

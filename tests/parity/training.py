@@ -73,11 +73,11 @@ class TablePoints:
     batch: int
     pairs: int
 
-    def matching(self, output: str) -> jax.Array:
+    def matching(self, output: jax.Array) -> jax.Array:
         shared = jnp.asarray(table(9001, 1, NUM_POINTS))
         return jnp.broadcast_to(shared, (self.batch, NUM_POINTS, 2))
 
-    def losses(self, output: str, queries: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def losses(self, output: jax.Array, queries: jax.Array) -> tuple[jax.Array, jax.Array]:
         over = jnp.asarray(table(9002, max(self.pairs, 1), NUM_POINTS * OVERSAMPLE))
         extra = jnp.asarray(table(9003, max(self.pairs, 1), NUM_POINTS - int(IMPORTANCE * NUM_POINTS)))
         row = jnp.arange(queries.shape[0])[:, None]

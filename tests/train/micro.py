@@ -11,7 +11,7 @@ from typing import Any
 from lgjax.config import ModelConfig, SwinConfig, debug
 from lgjax.convert.store import flattened, nested
 from lgjax.data.scene_text import Sort
-from lgjax.models.llama import stack_layers
+from lgjax.models.layers import stack_layers
 from lgjax.models.llava_grounding import abstract_params
 from lgjax.train.config import DataConfig, DataStream, LossConfig, OptimConfig, Rates, TrainConfig
 from lgjax.train.groups import leaf_of
