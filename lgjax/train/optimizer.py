@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,10 @@ import optax
 import optax.contrib
 
 from lgjax.train.config import OptimConfig
-from lgjax.train.groups import group_of, rate_of
+from lgjax.train.groups import Flat, group_of, rate_of
 
-_NEVER = 2**30  # the loop ends a run of bad steps; optax would go on with one of them
-_MATRICES = " matrices"  # behind the name of a group: its kernels, which Muon moves
 _KERNELS = ("/kernel", "/class_embed")
+_MATRICES = " matrices"  # behind the name of a group: its kernels, which Muon moves
 _MUON_RMS = 0.2  # of its steps, that of AdamW's, so that both learn with one rate
 
 
@@ -69,7 +68,32 @@ def make_optimizer(config: OptimConfig, steps: int, paths: Iterable[str]) -> opt
     inner = optax.multi_transform({name: transform(name) for name in sorted(set(labels.values()))}, labels)
     if config.clip_norm is not None:
         inner = optax.chain(optax.clip_by_global_norm(config.clip_norm), inner)
-    return optax.apply_if_finite(inner, _NEVER)
+    return _if_finite(inner)
+
+
+def _if_finite(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """As `optax.apply_if_finite`, but without a branch, across which XLA fuses nothing, and for ever.
+
+    Squares count as well: where they overflow, they would spoil the moments.
+    """
+
+    def init(params: Flat) -> optax.ApplyIfFiniteState:
+        row, total = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)  # not one array: steps use them up
+        return optax.ApplyIfFiniteState(row, jnp.array(True), total, inner.init(params))
+
+    def update(
+        updates: Flat, state: optax.ApplyIfFiniteState, params: Flat
+    ) -> tuple[Flat, optax.ApplyIfFiniteState]:
+        squares = [jnp.square(leaf).sum() for leaf in updates.values()]
+        finite = jnp.isfinite(jnp.stack(squares)).all()
+        found, moved = inner.update(updates, state.inner_state, params)
+        still = jax.tree.map(jnp.zeros_like, updates), state.inner_state
+        moved, inside = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (found, moved), still)
+        row = jnp.where(finite, 0, state.notfinite_count + 1)
+        new = optax.ApplyIfFiniteState(row, finite, state.total_notfinite + ~finite, inside)
+        return cast(Flat, moved), new
+
+    return optax.GradientTransformation(cast(Any, init), cast(Any, update))
 
 
 def _matrices(tree: Any) -> Any:
