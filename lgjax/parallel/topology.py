@@ -24,7 +24,10 @@ _ENVIRONMENT = {
     "JAX_ENABLE_COMPILATION_CACHE": "false",  # programs for devices that are not here cannot be read back
     "TPU_STDERR_LOG_LEVEL": "1",  # `plan.make_plan` reads the warnings
     "TPU_MIN_LOG_LEVEL": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "1",  # else XLA tells that there is no driver of GPUs here
 }
+# Triton's tiles are chosen by trying them on a card; without one some products get none, and no program
+_PRODUCTS_OF_GPUS = "--xla_gpu_enable_triton_gemm=false"
 EXAMPLES = "v5e:4x4, v6e:2x4, v5p:2x2x4, v4:2x2x4, tpu7x:2x2x1"
 _MEGACORE = {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1)}
 _GPUS = {
@@ -63,6 +66,7 @@ def compile_only(fast: bool = False) -> None:
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    os.environ["XLA_FLAGS"] = f"{_PRODUCTS_OF_GPUS} {os.environ.get('XLA_FLAGS', '')}".strip()
     if fast:
         os.environ.setdefault("JAX_EXEC_TIME_OPTIMIZATION_EFFORT", "-1.0")
 
