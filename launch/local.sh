@@ -7,7 +7,7 @@
 # each is started again where one has died (3); LGJAX_PORT: where the first one listens (12321).
 set -u
 
-if (( $# < 3 )); then
+if (( $# < 3 )) || ! [[ $1 =~ ^[1-9][0-9]*$ && $2 =~ ^[1-9][0-9]*$ ]]; then
   echo "usage: launch/local.sh PROCESSES DEVICES_EACH --config FILE --out FOLDER [options of lgjax train]" >&2
   exit 2
 fi
@@ -15,7 +15,10 @@ processes=$1 devices=$2
 shift 2
 out=runs/local
 for (( i = 1; i <= $#; i++ )); do
-  [[ ${!i} == --out ]] && next=$(( i + 1 )) && out=${!next-}
+  case ${!i} in
+    --out) next=$(( i + 1 )) && out=${!next-} ;;
+    --out=*) out=${!i#--out=} ;;
+  esac
 done
 here=$(dirname "$0")
 mkdir -p "$(dirname "$out")"

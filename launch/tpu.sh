@@ -26,7 +26,7 @@ usage() {
 
 name=lgjax zone='' type='' slices=1 runtime='' spot='' restarts=3 setup=true dry=''
 verb=${1-}
-[[ -n $verb ]] || usage
+[[ -n $verb && $verb != --help && $verb != -h ]] || usage
 shift
 while (( $# )); do
   case $1 in
@@ -43,6 +43,7 @@ while (( $# )); do
 done
 train=("$@")
 [[ -n $zone ]] || { echo "tpu.sh: give the zone of the pod by --zone, such as us-west4-a" >&2 && exit 2; }
+[[ $restarts =~ ^[0-9]+$ ]] || { echo "tpu.sh: --restarts $restarts must be a number" >&2 && exit 2; }
 [[ $slices =~ ^[1-9][0-9]*$ ]] || { echo "tpu.sh: --slices $slices must be 1 or more" >&2 && exit 2; }
 
 say() { echo "tpu.sh: $*" >&2; }
@@ -117,11 +118,16 @@ python3 -m uv venv -q --allow-existing --python 3.11 lgjax-env; \
 python3 -m uv pip install -q --python lgjax-env/bin/python './lgjax[train,tpu,gcs]'; $setup"
 }
 
+options() { # stop where those of lgjax train are missing
+  (( ${#train[@]} )) || { echo "tpu.sh: give the options of lgjax train behind --" >&2 && exit 2; }
+  [[ " ${train[*]}" == *" --out"[\ =]* ]] || { echo "tpu.sh: name the run's folder by --out" >&2 && exit 2; }
+}
+
 run() {
   local quoted
-  (( ${#train[@]} )) || { echo "tpu.sh: give the options of lgjax train behind --" >&2 && exit 2; }
+  options
   quoted=$(printf ' %q' "${train[@]}" --distributed)
-  on_all "cd lgjax && LGJAX=\$HOME/lgjax-env/bin/lgjax nohup setsid launch/restart.sh $restarts$quoted \
+  on_all "cd lgjax || exit; LGJAX=\$HOME/lgjax-env/bin/lgjax nohup setsid launch/restart.sh $restarts$quoted \
 > \$HOME/lgjax.txt 2>&1 < /dev/null & sleep 2; echo started on \$(hostname)"
 }
 
@@ -136,11 +142,11 @@ case $verb in
   copy) copy ;;
   run) run ;;
   tail) follow ;;
-  stop) on_all "pkill -TERM -f launch/restart.sh || true" ;;
+  stop) on_all "pkill -TERM -f '[l]aunch/restart.sh' || true" ;;
   status) call gcloud compute tpus queued-resources describe "$name" --zone "$zone" ;;
   delete) call gcloud compute tpus queued-resources delete "$name" --zone "$zone" --force --quiet ;;
   all)
-    (( ${#train[@]} )) || { echo "tpu.sh: give the options of lgjax train behind --" >&2 && exit 2; }
+    options
     create
     copy
     run

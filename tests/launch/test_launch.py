@@ -93,6 +93,32 @@ def test_a_run_that_is_asked_to_stop_may_save_first(tmp_path):
     assert (tmp_path / "saved").exists()
 
 
+def test_a_run_that_is_asked_to_stop_between_two_attempts_is_not_started_again(tmp_path):
+    fake, out = tool(tmp_path / "lgjax", FAKE), tmp_path / "out"
+    (tmp_path / "statuses").write_text("134\n134\n")
+    running = subprocess.Popen(
+        [str(LAUNCH / "restart.sh"), "3", "--config", "c", "--out", str(out)],
+        env={**os.environ, "LGJAX": str(fake), "NOTES": str(tmp_path), "LGJAX_PAUSE": "30"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert running.stderr is not None and "restart 1 of 3" in running.stderr.readline()
+    began = time.monotonic()
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(20) == 143 and time.monotonic() - began < 15
+    assert len((tmp_path / "calls").read_text().splitlines()) == 1
+
+
+def test_a_run_that_never_began_is_not_started_again(tmp_path):
+    """Its options or its files are wrong; nothing stands in its folder."""
+    fake = tool(tmp_path / "lgjax", 'echo "$*" >> "$NOTES/calls"; exit 1')
+    done = run(
+        LAUNCH / "restart.sh", 3, "--config", "c", "--out", tmp_path / "out", LGJAX=fake, NOTES=tmp_path
+    )
+    assert done.returncode == 2 and "before it had begun" in done.stderr
+    assert len((tmp_path / "calls").read_text().splitlines()) == 1
+
+
 def test_a_run_without_a_folder_is_not_begun():
     done = run(LAUNCH / "restart.sh", 3, "--config", "c")
     assert done.returncode == 2 and "--out" in done.stderr
@@ -133,9 +159,16 @@ def test_options_reach_the_workers_as_they_were_written(tmp_path):
     (step,) = commands(done.stderr)
     remote = next(part for part in step if part.startswith("--command=")).removeprefix("--command=")
     (tmp_path / "lgjax" / "launch").mkdir(parents=True)
-    tool(tmp_path / "lgjax" / "launch" / "restart.sh", 'printf "%s\\n" "$LGJAX" "$@"')
-    worker = subprocess.run(["bash", "-c", remote], env={**os.environ, "HOME": str(tmp_path)}, cwd=tmp_path)
-    assert worker.returncode == 0
+    tool(tmp_path / "lgjax" / "launch" / "restart.sh", 'printf "%s\\n" "$LGJAX" "$@"; sleep 30')
+    worker = subprocess.run(
+        ["bash", "-c", remote],
+        env={**os.environ, "HOME": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,  # as ssh does: it ends when nobody can write there any more
+        text=True,
+        timeout=20,
+    )
+    assert worker.returncode == 0 and worker.stdout.startswith("started on ")
     lines = (tmp_path / "lgjax.txt").read_text().splitlines()
     assert lines == [f"{tmp_path}/lgjax-env/bin/lgjax", "3", *OPTIONS, "--distributed"]
 
@@ -149,6 +182,9 @@ def test_options_reach_the_workers_as_they_were_written(tmp_path):
         (["all", *POD, "--slices", "0"], "--slices 0"),
         (["all", *POD, "--sizes", "2"], "unknown option '--sizes'"),
         (["all", *POD], "options of lgjax train"),
+        (["run", *POD, "--", "--config", "a.py"], "--out"),
+        (["run", *POD, "--restarts", "many", "--", *OPTIONS], "--restarts many"),
+        (["--help"], "launch/tpu.sh all"),
         (["begin", *POD], "unknown verb 'begin'"),
     ],
 )
@@ -207,7 +243,7 @@ def test_the_job_set_fits_its_slice():
         args=changes,
         config=(tyro.conf.AvoidSubcommands,),
     )
-    assert config.data.groups % (rows * columns) == 0
+    assert config.data.groups % (rows * columns * config.accumulate) == 0
     before = load_config(ROOT / path, "paper").data
     after = config.data
     assert after.groups * after.grounded_rows == before.groups * before.grounded_rows
