@@ -34,7 +34,7 @@ class Options:
         batch: Questions at once, of a job of answering.
         length: Positions of the cache, of a job of answering.
         search: Try several meshes and batch sizes of a step of training, and print the best.
-        tries: How many a search compiles at most.
+        tries: How many a search compiles at most; it sets the mesh and the rows of a group by itself.
         fast: Let the compiler make little effort: a third of the time, and figures that differ a little.
         json: Print JSON.
     """
@@ -70,6 +70,8 @@ def main(arguments: list[str]) -> None:
         return
     if options.search and options.job != "train":
         raise ValueError("--search is for a step of training; leave out --job")
+    if options.tries < 1:
+        raise ValueError(f"--tries {options.tries} must be at least 1")
     from lgjax.parallel import topology
 
     topology.compile_only(options.fast)
@@ -110,6 +112,11 @@ def _plan(config: Any, target: Any, options: Options) -> tuple[Any, str]:
     if target.slices > 1 and (mesh.data, mesh.fsdp) == (1, 0):  # weights stay within a slice
         mesh = dataclasses.replace(mesh, data=target.slices)
     laid = make_mesh(*mesh.sizes(len(target.devices)), devices=target.devices)
+    if laid.size != len(target.devices):
+        raise ValueError(
+            f"the mesh {dict(laid.shape)} is for {laid.size} of the {len(target.devices)} devices of "
+            f"{target.name}, of which all must take part; --mesh.fsdp 0 takes all that are left"
+        )
     if options.job not in ("train", "eval"):
         job = serve_job(options.job, config.model, laid, batch=options.batch, length=options.length)
         return make_plan(job, target, laid), ""
@@ -130,3 +137,5 @@ def _search(config: Any, target: Any, options: Options) -> None:
         print(json.dumps(rows, indent=1))
     else:
         show.show_search(found)
+    if not any(one.plan.fits for one in found):
+        raise SystemExit(3)

@@ -23,7 +23,7 @@ def show(plan: Plan, changed: str) -> None:
     console.print(f"{plan.job}\non {plan.target}, mesh {plan.mesh}", highlight=False)
     if changed:
         console.print(f"shared out by {changed}", highlight=False)
-    used = "not known" if plan.peak_gib is None else f"{plan.peak_gib:.2f} GiB"
+    used = "not known" if plan.peak_gib is None else f"{_digits(plan.peak_gib)} GiB"
     verdict = "[bold green]fits[/]" if plan.fits else "[bold red]does not fit[/]"
     console.print(f"{verdict}: {used} of {plan.limit_gib:.2f} GiB a device", highlight=False)
     if plan.refusal:
@@ -45,17 +45,22 @@ def show(plan: Plan, changed: str) -> None:
 def _memory(plan: Plan) -> Table:
     table = Table("of a device", "GiB", title=f"memory: mostly {plan.dominates}")
     for name, size in plan.parts_gib.items():
-        table.add_row(f"  {name}", f"{size:.2f}")
-    table.add_row("all arguments", f"{plan.arguments_gib:.2f}")
+        table.add_row(f"  {name}", _digits(size))
+    table.add_row("all arguments", _digits(plan.arguments_gib))
     for name, size in (("temporaries", plan.temporaries_gib), ("peak", plan.peak_gib)):
-        table.add_row(name, "-" if size is None else f"{size:.2f}")
+        table.add_row(name, "-" if size is None else _digits(size))
     return table
+
+
+def _digits(number: float) -> str:
+    """With two decimals, smaller ones with two digits."""
+    return f"{number:.2f}" if number >= 0.1 or not number else f"{number:.2g}"
 
 
 def _collectives(plan: Plan) -> Table:
     table = Table("kind", "times", "GB sent by a device", "between slices", title="collectives of a run")
     for one in plan.collectives:
-        table.add_row(one.kind, f"{one.count:,}", f"{one.sent / 1e9:.3f}", f"{one.across / 1e9:.3f}")
+        table.add_row(one.kind, f"{one.count:,}", _digits(one.sent / 1e9), _digits(one.across / 1e9))
     return table
 
 
@@ -72,7 +77,7 @@ def _seconds(plan: Plan) -> Table:
         "worst": seconds.worst,
     }
     for name, value in rows.items():
-        table.add_row(name, f"{value:.4f}")
+        table.add_row(name, _digits(value))
     for name, count in plan.handled.items():
         table.add_row(f"{name} a second", f"{count / seconds.worst:,.0f} to {count / seconds.best:,.0f}")
     return table

@@ -25,7 +25,7 @@ _REMEDIES = {
     "state of the optimiser": _LEARNT,
     "frozen parameters": "more devices for --mesh.fsdp, or --frozen int8",
     "batch": "a smaller batch (--data.groups), or smaller --data.mask-side",
-    TEMPORARIES: "--accumulate 2 (or more), --remat True, fewer rows a group, or smaller --data.length",
+    TEMPORARIES: "--accumulate 2 (or more), --remat, fewer rows a group, or smaller --data.length",
 }
 
 

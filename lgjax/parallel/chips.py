@@ -27,7 +27,8 @@ _GIB = 2**30
 _V5E = Chip(flops=197e12, memory=15.75 * _GIB, bandwidth=819e9, links=200e9, network=3.1e9)
 _V5P = Chip(flops=459e12, memory=95.74 * _GIB, bandwidth=2765e9, links=600e9, network=6.25e9)
 _V6E = Chip(flops=918e12, memory=31.25 * _GIB, bandwidth=1640e9, links=448e9, network=12.5e9)
-_H100 = Chip(flops=989e12, memory=79.1 * _GIB, bandwidth=3350e9, links=450e9, network=50e9)
+# of 79.1 GiB, what launch/restart.sh lets jax take
+_H100 = Chip(flops=989e12, memory=72.8 * _GIB, bandwidth=3350e9, links=450e9, network=50e9)
 
 # memory of TPUs: what their compiler allows. The first name that stands in a device's kind as a word decides.
 _CHIPS = {

@@ -19,7 +19,7 @@ from lgjax.parallel.hlo import Collective, collectives
 from lgjax.parallel.topology import Target
 
 GIB = 2**30
-TEMPORARIES = "temporaries"
+TEMPORARIES, OTHERS = "temporaries", "other arguments"  # of these: rows, or the cache of keys and values
 _INVOLUNTARY = "Involuntary full rematerialization"
 
 
@@ -71,9 +71,12 @@ class Roofline:
 class Plan:
     """A job on a target. Sizes are of one device, in GiB of 2**30 bytes; `flops` of all devices together.
 
-    peak_gib: the most that is held at once; where the compiler refuses, what it says it would need, or None.
+    arguments_gib: those that the program reads or the job names. peak_gib: the most that is held at once;
+    where the compiler refuses, what it says it would need, or None.
+    temporaries_gib: the room for them, which where they come and go may be more than they take at the peak.
     parts_gib: arguments by name. dominates: which part, or the temporaries, is the largest. refusal: the
-    reason why there is no program. involuntary: arrays that the partitioner gathers whole on every device
+    reason why there is no program. compiler_flops: operations of one device as the compiler counts them, a
+    loop's body once. involuntary: arrays that the partitioner gathers whole on every device
     because it finds no better way, which asks for another sharding. seconds: None where it does not fit.
     """
 
@@ -135,10 +138,14 @@ def make_plan(job: Job, target: Target, mesh: Mesh) -> Plan:
         memory = compiled.memory_analysis()
         arguments = memory.argument_size_in_bytes / GIB
         temporaries = memory.temp_size_in_bytes / GIB
-        peak = memory.peak_memory_in_bytes / GIB
         found = collectives(compiled.as_text(), mesh.size, target.slices)
         written = memory.output_size_in_bytes / GIB
         seconds = _roofline(job, target, mesh.size, (arguments + written) * GIB, found)
+        others = arguments - sum(parts.values())
+        unread = max(-others, 0.0)  # of the named ones, the program takes less: the rest stays beside it
+        arguments, peak = arguments + unread, memory.peak_memory_in_bytes / GIB + unread
+        if others > 0.01 * arguments:
+            parts[OTHERS] = others
         compiler_flops = (compiled.cost_analysis() or {}).get("flops")
     fits = not refusal and peak is not None and peak <= limit
     rest = temporaries if temporaries is not None else max((peak or arguments) - arguments, 0.0)

@@ -84,7 +84,7 @@ def tpu(name: str, slices: int = 1) -> Target:
 
     if slices < 1:
         raise ValueError(f"{slices} slices: there must be at least one")
-    if not re.fullmatch(r"\w+:\d+x\d+(x\d+)?", name):
+    if not re.fullmatch(r"v[56]e:\d+x\d+|(?!v[56]e)\w+:\d+x\d+(x\d+)?", name):
         raise ValueError(f"target '{name}' is no slice; slices are named like {EXAMPLES}")
     options: dict[str, Any] = dict(_MEGACORE) if name.startswith("v4:") else {}
     if re.search(r":1x1(x1)?$", name):
