@@ -5,12 +5,14 @@ the copies for the way back: 27 GB for a 7B model. Packed kernels escape that: f
 some outputs at a time, for a single row it sums some inputs at a time, widened in registers alone. They are
 frozen: gradients pass through them, none reaches them. `bfloat16_bits` packs bfloat16 without loss (a view,
 outside jit: inside, a bitcast copies), `quantize` rounds to 8 or 4 bits. Other platforms widen inside the
-product; kernels of floats use the plain product everywhere.
+product. Kernels of floats use the plain product, but for a single float32 row on CPUs, where XLA walks down
+the columns of a large kernel.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -21,8 +23,9 @@ from jaxtyping import Array, Float, Float32, Shaped
 
 Bits = Literal[4, 8]
 GROUP = 64  # inputs that share a step of 4 bits
-MATVEC_ROWS = 16  # input rows unrolled in one step when `x` has a single row
-SHARES = 8  # parts of the outputs that cores may share out among them then
+MATVEC_ROWS = 8  # input rows unrolled in one step when `x` has a single row: as many as a cache has ways
+SHARES = 16  # parts of the inputs, each summed on its own, that cores may share out among them then
+MATVEC_SIZE = 2**21  # entries of a float32 kernel from which on this beats the dot of XLA for CPU
 BLOCK = 256  # outputs widened at once otherwise; the float32 block stays small
 
 
@@ -32,7 +35,8 @@ class Packed(NamedTuple):
     values: uint16 [i, o] are the bits of bfloat16 numbers; int8 [i, o] are whole steps of the scale, -127 to
     127; uint8 [i / 2, o] are two steps of 4 bits, -7 to 7, kept as 1 to 15: of a group of inputs the first
     half lies in the low bits, the second in the high ones. scale: one for each group of inputs and each
-    output (a table has one for each row instead); None for bits.
+    output (a table has one for each row instead); None for bits. (A float32 kernel takes this form, with
+    itself as values, only to be multiplied by a single row.)
     """
 
     values: Shaped[Array, "*layers bytes o"]
@@ -116,13 +120,16 @@ def shape_of(kernel: Kernel) -> tuple[int, ...]:
 
 def widen(packed: Packed) -> Float32[Array, "*layers i o"]:
     """Return the float32 numbers of a packed kernel."""
+    wide = jnp.concatenate(_wide_parts(packed), axis=-2)
+    return wide.reshape(*wide.shape[:-3], -1, wide.shape[-1])
+
+
+def _wide_parts(packed: Packed) -> list[Float32[Array, "*layers groups i2 o"]]:
+    """The numbers of all inputs of each group, or of 4 bits the first halves of groups, then the second."""
     groups = 1 if packed.scale is None else packed.scale.shape[-2]
     *layers, height, outputs = packed.values.shape
     parts = _steps(packed.values.reshape(*layers, groups, height // groups, outputs))
-    wide = jnp.concatenate(parts, axis=-2)
-    if packed.scale is not None:
-        wide = wide * packed.scale[..., None, :]
-    return wide.reshape(*layers, -1, outputs)
+    return parts if packed.scale is None else [part * packed.scale[..., None, :] for part in parts]
 
 
 def _steps(values: Shaped[Array, "*shape"]) -> list[Float32[Array, "*shape"]]:
@@ -166,7 +173,28 @@ def matmul(x: Float[Array, "*batch i"], kernel: Kernel) -> Float[Array, "*batch 
         base = kernel.base
         y = _frozen(rows, base, change) if isinstance(base, Packed) else matmul(rows, base) + change
         return y.reshape(*x.shape[:-1], y.shape[-1])
-    return _frozen(x, kernel) if isinstance(kernel, Packed) else jnp.matmul(x, kernel.astype(x.dtype))
+    if isinstance(kernel, Packed):
+        return _frozen(x, kernel)
+    kernel = kernel.astype(x.dtype)
+    single = x.size == x.shape[-1] and kernel.ndim == 2
+    if not single or x.dtype != jnp.float32 or kernel.size < MATVEC_SIZE:
+        return jnp.matmul(x, kernel)
+    return _float_row(x, kernel)
+
+
+@jax.custom_jvp  # autodiff of the loop would copy the kernel
+@jax.jit
+def _float_row(x: Float32[Array, "*ones i"], kernel: Float32[Array, "i o"]) -> Float32[Array, "*ones o"]:
+    def in_steps(x, kernel):
+        return _single_row(x.reshape(1, -1), Packed(kernel, None)).reshape(*x.shape[:-1], -1)
+
+    return jax.lax.platform_dependent(x, kernel, cpu=in_steps, default=jnp.matmul)
+
+
+_float_row.defjvps(
+    lambda x_dot, y, x, kernel: jnp.matmul(x_dot, kernel),
+    lambda kernel_dot, y, x, kernel: jnp.matmul(x, kernel_dot),
+)
 
 
 def matmul_transposed(
@@ -178,6 +206,7 @@ def matmul_transposed(
     return jnp.matmul(x, table.astype(x.dtype).T)
 
 
+@functools.partial(jax.jit, static_argnames="table")  # layers of one shape are traced once
 def _frozen(x: Array, kernel: Packed, start: Array | None = None, table: bool = False) -> Array:
     """Return start + x @ kernel, or x @ kernel.T of a table, in the dtype of `x`."""
     rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
@@ -236,48 +265,72 @@ def _add_in_blocks(start, x, kernel: Packed, how: _Product):
     out = kernel.values.shape[axis]
     block = min(BLOCK, out)
     full = out // block
+    inputs = None if how.back else _split(x, kernel)
 
     def add(y, first, size):
         def cut(array, axis=axis):
             return jax.lax.dynamic_slice_in_dim(array, first, size, axis)
 
-        wide = widen(jax.tree.map(cut, kernel))
-        wide = wide.T if how.table != how.back else wide
-        if how.back:
-            return y + cut(x, 1) @ wide
-        return jax.lax.dynamic_update_slice_in_dim(y, cut(y, 1) + x @ wide, first, 1)
+        wide = [part.reshape(-1, part.shape[-1]) for part in _wide_parts(jax.tree.map(cut, kernel))]
+        wide = [part.T if how.table != how.back else part for part in wide]
+        if inputs is None:
+            return [sums + cut(x, 1) @ part for sums, part in zip(y, wide, strict=True)]
+        # a product for each half: to put the halves in turns takes longer than the product with few rows
+        added = sum((part @ half for part, half in zip(inputs, wide, strict=True)), cut(y[0], 1))
+        return [jax.lax.dynamic_update_slice_in_dim(y[0], added, first, 1)]
 
-    y = jax.lax.fori_loop(0, full, lambda s, y: add(y, s * block, block), start)
-    return add(y, full * block, out - full * block) if full * block < out else y
+    y = _split(start, kernel) if how.back else [start]
+    y = jax.lax.fori_loop(0, full, lambda s, y: add(y, s * block, block), y)
+    y = add(y, full * block, out - full * block) if full * block < out else y
+    return _join(y)
+
+
+def _split(x: Float32[Array, "m i"], kernel: Packed) -> list[Float32[Array, "m i2"]]:
+    """Inputs in the order in which `_wide_parts` has them."""
+    if kernel.values.dtype != jnp.uint8:
+        return [x]
+    groups = x.reshape(len(x), -1, 2, GROUP // 2)
+    return [groups[:, :, half].reshape(len(x), -1) for half in (0, 1)]
+
+
+def _join(parts: list[Float32[Array, "m i2"]]) -> Float32[Array, "m i"]:
+    """The way back from `_split`."""
+    if len(parts) == 1:
+        return parts[0]
+    groups = [part.reshape(len(part), -1, GROUP // len(parts)) for part in parts]
+    return jnp.stack(groups, 2).reshape(len(parts[0]), -1)
 
 
 def _single_row(x: Float32[Array, "1 i"], kernel: Packed) -> Float32[Array, "1 o"]:
-    """Return x @ kernel, a group or `MATVEC_ROWS` rows of values at a time; the last step may have fewer."""
+    """Return x @ kernel in steps of `MATVEC_ROWS` rows of values of each share; the last may have fewer."""
     height, outputs = kernel.values.shape
     halves = x.shape[1] // height
-    grouped = halves > 1  # 4 bits: a step is a group, which has its own scale
-    rows = GROUP // 2 if grouped else min(MATVEC_ROWS, height)
-    # XLA shares out the first of two axes among the cores, but never a single one
-    shape = (SHARES, -1) if outputs % SHARES == 0 else (1, outputs)
+    grouped = halves > 1  # 4 bits: a step is a part of a group, which has its own scale
+    group = GROUP // 2 if grouped else 2 * MATVEC_ROWS  # at least two steps, so that XLA keeps the loop
+    shares = 1 if height % group else math.gcd(height // group, SHARES)
+    length = height // shares
+    values = kernel.values.reshape(shares, length, outputs)
+    scale = kernel.scale.reshape(shares, -1, outputs) if grouped and kernel.scale is not None else None
+    x = jnp.stack(_split(x, kernel)).reshape(halves, shares, length)
 
-    def row(array, number):
-        return jax.lax.dynamic_slice_in_dim(array, number, 1).reshape(shape)
-
-    def product(first, count):
-        x_part = jax.lax.dynamic_slice_in_dim(x[0], first * halves, count * halves).reshape(halves, count)
+    def add(y, first, count):
+        x_part = jax.lax.dynamic_slice_in_dim(x, first, count, axis=2)
         # a slice for each row, and sums, not a dot: XLA fuses them into one pass over the bytes
         terms = [
-            steps * x_part[half, j]
+            steps * x_part[half, :, j, None]
             for j in range(count)
-            for half, steps in enumerate(_steps(row(kernel.values, first + j)))
+            for half, steps in enumerate(_steps(_row(values, first + j)))
         ]
-        return sum(terms[::2]) + sum(terms[1::2])
+        part = sum(terms[::2]) + sum(terms[1::2])
+        return y + (part if scale is None else part * _row(scale, first // group))
 
-    def step(s, y):
-        part = product(s * rows, rows)
-        return y + (part * row(kernel.scale, s) if grouped else part)
-
-    y = jax.lax.fori_loop(0, height // rows, step, jnp.zeros((1, outputs)).reshape(shape))
-    y = y + product(height - height % rows, height % rows) if height % rows else y
-    y = y.reshape(1, outputs)
+    rows = min(MATVEC_ROWS, length)
+    y = jnp.zeros((shares, outputs))
+    y = jax.lax.fori_loop(0, length // rows, lambda s, y: add(y, s * rows, rows), y)
+    y = add(y, length - length % rows, length % rows) if length % rows else y
+    y = y.sum(0, keepdims=True)
     return y if grouped or kernel.scale is None else y * kernel.scale
+
+
+def _row(array: Shaped[Array, "shares rows o"], number: Array | int) -> Shaped[Array, "shares o"]:
+    return jax.lax.dynamic_slice_in_dim(array, number, 1, axis=1)[:, 0]

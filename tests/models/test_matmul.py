@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from lgjax.models.llama import Llama, init_cache
 from lgjax.models.matmul import (
     GROUP,
+    MATVEC_SIZE,
     Packed,
     bfloat16_bits,
     dense,
@@ -39,6 +40,18 @@ def test_products_equal_float64(form, rows, data):
     kernel, x = FORMS[form](normal(size, size, out)), normal(out, rows, size)
     assert shape_of(kernel) == (size, out)
     assert_product(matmul(x, kernel), np.asarray(x, np.float64), exact(kernel))
+
+
+@pytest.mark.parametrize("size", [512, 1024, 1152])  # 2 to 16 shares of the inputs
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("form", PACKED)
+def test_products_by_shares_equal_float64(form, rows, size):
+    """Sizes of which a single row is summed by shares, groups of very different scales, and the way back."""
+    steps = jnp.exp2(jnp.arange(size) // GROUP % 7)[:, None]
+    kernel, x = FORMS[form](normal(size, size, 300) * steps), normal(rows, rows, size)
+    y, back = jax.vjp(lambda x: matmul(x, kernel), x)
+    assert_product(y, np.asarray(x, np.float64), exact(kernel))
+    assert_product(back(y)[0], np.asarray(y, np.float64), exact(kernel).T)
 
 
 @settings(max_examples=12)
@@ -106,6 +119,23 @@ def test_batch_shapes_and_dtypes(form):
     assert matmul(x[0, 0], kernel).shape == (7,)
     assert matmul(x.astype(jnp.bfloat16), kernel).dtype == jnp.bfloat16
     np.testing.assert_allclose(matmul(x, dense(kernel)), matmul(x, kernel), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("size", "out"), [(1024, 2048), (2051, 1024)])
+def test_a_row_and_a_large_kernel_of_floats(size, out):
+    """The loop that CPUs take there, whole steps and a rest, and its derivatives, equal float64."""
+    kernel, x = normal(0, size, out), normal(1, 1, 1, size)
+    assert kernel.size >= MATVEC_SIZE
+    program = jax.jit(lambda *both: jax.vjp(matmul, *both)).lower(x, kernel).compile()
+    assert " while(" in program.as_text()
+    backward = jax.jit(jax.grad(lambda x: matmul(x, kernel).sum())).lower(x).compile()
+    assert backward.memory_analysis().temp_size_in_bytes < kernel.nbytes / 4  # no copy of the kernel
+    y, back = program(x, kernel)
+    x64, exact64 = np.asarray(x[0], np.float64), np.asarray(kernel, np.float64)
+    assert_product(y[0], x64, exact64)
+    to_x, to_kernel = back(y)
+    assert_product(to_x[0], np.asarray(y[0], np.float64), exact64.T)
+    assert_product(to_kernel, x64.T, np.asarray(y[0], np.float64))
 
 
 def test_every_bit_pattern_widens_exactly():

@@ -30,6 +30,8 @@ def _operations(equation) -> int:
     if name == "conv_general_dilated":
         kernel, out = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
         return 2 * math.prod(out) * math.prod(kernel) // kernel[params["dimension_numbers"].rhs_spec[0]]
+    if params.get("branches_platforms"):  # the same product for each platform; the last is for all others
+        return _count(params["branches"][-1].jaxpr)
     inner = sum(_count(jaxpr) for value in params.values() for jaxpr in _jaxprs(value))
     assert not (inner and name in ("while", "cond")), f"no telling how often '{name}' runs"
     return inner * params.get("length", 1) if name == "scan" else inner
