@@ -15,7 +15,10 @@ Name = Literal[
     "clip",
     "prefill",
     "decode",
+    "decode-batch",
     "chat",
+    "first-word",
+    "first-box",
     "second-turn",
     "batch",
     "matching",
@@ -77,7 +80,21 @@ CASES = (
         agrees=True,
         remark="torch is LlamaForCausalLM of transformers, same weights and prompt, greedy, in a plain loop",
     ),
+    Case(
+        name="decode-batch",
+        rival="one by one",
+        agrees=True,
+        remark="tokens after several prompts in a batch, against one after the other",
+    ),
     Case(name="chat"),
+    *(
+        Case(
+            name=name,
+            rival="the whole answer",
+            remark="an answer that is streamed, up to there, against the same stream up to its end",
+        )
+        for name in ("first-word", "first-box")
+    ),
     Case(
         name="second-turn",
         rival="from the start",

@@ -20,10 +20,10 @@ from lgjax.models.llama import Cache, Llama, init_cache
 COMPARED = 512  # logits that are compared
 
 
-def prompt_ids(sizes: Sizes) -> Int32[np.ndarray, "1 t"]:
-    """A prompt of any ids."""
+def prompt_ids(sizes: Sizes, rows: int = 1) -> Int32[np.ndarray, "rows t"]:
+    """Prompts of any ids."""
     vocabulary = sizes.config.llama.vocab_size
-    return np.random.default_rng(5).integers(0, vocabulary, (1, sizes.prompt_tokens), np.int32)
+    return np.random.default_rng(5).integers(0, vocabulary, (rows, sizes.prompt_tokens), np.int32)
 
 
 def read_bytes(params: dict) -> float:
@@ -38,8 +38,8 @@ def cache_bytes(config: LlamaConfig, positions: float, itemsize: int) -> float:
 
 def prefill(sizes: Sizes, dtype: Dtype) -> Work:
     """Read a prompt, up to the logits of its next token."""
-    model, params, ids, cache = _prepared(sizes, dtype)
-    held, found = [cache], []
+    model, params, ids = _prepared(sizes, dtype)
+    held, found = [_empty_cache(model, sizes, 1)], []
     lengths = np.asarray([sizes.prompt_tokens], np.int32)
 
     def run() -> None:
@@ -61,46 +61,59 @@ def prefill(sizes: Sizes, dtype: Dtype) -> Work:
     )
 
 
-def decode(sizes: Sizes, dtype: Dtype) -> Work:
-    """Write tokens after a prompt, the likeliest each, all on the device."""
-    model, params, ids, cache = _prepared(sizes, dtype)
+def decode(sizes: Sizes, dtype: Dtype, *, rows: int = 1, together: bool = True) -> Work:
+    """Write tokens after prompts, the likeliest each, on the device: in a batch or one after the other."""
     prompt, new = sizes.prompt_tokens, sizes.new_tokens
-    rows = np.asarray([prompt], np.int32)
-    hidden, cache = generate.prefill(model, params, _embed(model, params, ids), rows, cache)
-    held, found = [cache], []
+    model, params, ids = _prepared(sizes, dtype, rows)
+    states = []
+    for part in [ids] if together else np.split(ids, rows):
+        lengths = np.full(len(part), prompt, np.int32)
+        cache = _empty_cache(model, sizes, len(part))
+        states.append(generate.prefill(model, params, _embed(model, params, part), lengths, cache))
+    jax.block_until_ready(states)  # or the first time of decoding waits for it
     choices = generate.DecodeSizes(
         max_new_tokens=new, max_segs=1, seg_id=-1, stop_ids=(-1,), seg_state=sizes.config.seg_state
     )
+    found: list[np.ndarray] = []
 
     def run() -> None:
-        out = generate.decode(model, params, choices, hidden, held[0], rows, np.asarray([new], np.int32))
-        held[0] = out.cache
-        found[:] = [np.asarray(out.ids)[0]]
+        found.clear()
+        for number, (hidden, cache) in enumerate(states):
+            each = len(hidden)
+            lengths, limits = np.full(each, prompt, np.int32), np.full(each, new, np.int32)
+            out = generate.decode(model, params, choices, hidden, cache, lengths, limits)
+            states[number] = hidden, out.cache
+            found.append(np.asarray(out.ids))
 
     each, context = operations(sizes), prompt + new / 2
     scores = 4 * sizes.config.llama.num_layers * sizes.config.llama.num_heads * sizes.config.llama.head_dim
     passes = new - 1  # the first token comes of the prompt
     seen = cache_bytes(sizes.config.llama, context, _itemsize(model))
+    how = "one row" if rows == 1 else f"{rows} rows"
     return Work(
         timed(run),
         lambda: Facts(
-            what=f"{_named(sizes, dtype)}, {new} tokens after {prompt}, one row",
-            output=[int(value) for value in found[0]],
-            flops=passes * (each["llama"] + scores * context) + new * each["head"],
-            num_bytes=passes * (read_bytes(params) + seen),
+            what=f"{_named(sizes, dtype)}, {new} tokens after {prompt}, {how}",
+            output=[int(value) for value in np.concatenate(found).reshape(-1)],
+            flops=rows * (passes * (each["llama"] + scores * context) + new * each["head"]),
+            num_bytes=passes * (len(states) * read_bytes(params) + rows * seen),
             computes=_computes(model),
-            handled={"tokens": new},
+            handled={"tokens": rows * new},
         ),
     )
 
 
-def _prepared(sizes: Sizes, dtype: Dtype) -> tuple[Llama, dict, np.ndarray, Cache]:
-    """Module, parameters, prompt, and an empty cache with room for all of it."""
-    config = sizes.config.llama
+def _prepared(sizes: Sizes, dtype: Dtype, rows: int = 1) -> tuple[Llama, dict, np.ndarray]:
+    """Module, parameters and prompts."""
     compute = jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else dtype)
     params = parameters(sizes.config, "llama", dtype=dtype)["llama"]
+    return Llama(sizes.config.llama, compute), params, prompt_ids(sizes, rows)
+
+
+def _empty_cache(model: Llama, sizes: Sizes, rows: int) -> Cache:
+    """A cache with room for prompts and answers."""
     room = generate.coarse_bucket(sizes.prompt_tokens + sizes.new_tokens)
-    return Llama(config, compute), params, prompt_ids(sizes), init_cache(config, 1, room, compute)
+    return init_cache(sizes.config.llama, rows, room, jnp.dtype(model.dtype))
 
 
 def _named(sizes: Sizes, dtype: Dtype) -> str:

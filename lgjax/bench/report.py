@@ -155,7 +155,7 @@ def _figures(result: Result) -> list[str]:
         f"{ours.peak_memory_bytes / 2**30:.2f} GiB",
         _scaled(facts["flops"]),
         _scaled(facts["num_bytes"]),
-        ", ".join(rates),
+        ", ".join(rates) or "-",
         share,
     ]
 

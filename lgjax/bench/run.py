@@ -191,8 +191,8 @@ def measure(case: Case, setting: Setting, top: Ceilings, *, runs: int, against: 
     apart, error = None, None
     if case.agrees:
         apart = disagreement(ours.facts["output"], theirs.facts["output"])
-        bound = ALIKE[setting.dtype if case.name in ("prefill", "decode") else "float32"]
-        if case.name == "decode" and setting.dtype != "float32":
+        bound = ALIKE[setting.dtype if case.name in ("prefill", "decode", "decode-batch") else "float32"]
+        if case.name in ("decode", "decode-batch") and setting.dtype != "float32":
             # greedy ids part for good after the first near tie, which 16 bits do bring about
             bound = math.inf
         if apart > bound:

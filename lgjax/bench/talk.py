@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Sequence
 
@@ -17,6 +18,7 @@ from lgjax.data.sources.scenes import Scenes
 from lgjax.infer.answer import Answer
 from lgjax.infer.chat import GroundedChat
 from lgjax.infer.request import Options
+from lgjax.infer.stream import Done, Found, Words
 from lgjax.train.flops import forward_flops
 
 FIRST, SECOND = "Describe the picture.", "What else is there?"
@@ -38,6 +40,29 @@ def chat(sizes: Sizes) -> Work:
     return Work(
         timed(run), lambda: _facts("a question about a new picture", talker, found, found[0].num_tokens)
     )
+
+
+def stream(sizes: Sizes, until: type[Words | Found | Done]) -> Work:
+    """One question about a new picture whose answer is streamed, up to the first of such events."""
+    talker, (picture,), found = GroundedChat.load(sizes.chat), pictures(1), []
+
+    def run() -> None:
+        events = talker.stream(picture, FIRST, max_tokens=sizes.answer_tokens)
+        # an answer without phrases is heard to its end
+        found[:] = itertools.islice((event for event in events if isinstance(event, until)), 1)
+
+    def facts() -> Facts:
+        heard, text = {
+            Words: ("its first words", lambda event: event.text),
+            Found: ("its first boxes and masks", lambda event: event.phrase.text),
+            Done: ("its end", lambda event: event.answer.text),
+        }[until]
+        return Facts(
+            what=f"a question about a new picture, the answer up to {heard}",
+            output=[text(event) for event in found],
+        )
+
+    return Work(timed(run), facts)
 
 
 def second_turn(sizes: Sizes, *, anew: bool) -> Work:

@@ -70,6 +70,7 @@ def prepare(case: Name, side: str, setting: Setting) -> Work:
                 return torch_side.decode(sizes, dtype)
         raise ValueError(f"there is nothing of PyTorch to compare {case} with")
     from lgjax.bench import language, talk, training, vision
+    from lgjax.infer.stream import Done, Found, Words
 
     ours = side == OURS
     match case:
@@ -85,8 +86,14 @@ def prepare(case: Name, side: str, setting: Setting) -> Work:
             return language.prefill(sizes, dtype)
         case "decode":
             return language.decode(sizes, dtype)
+        case "decode-batch":
+            return language.decode(sizes, dtype, rows=sizes.batch, together=ours)
         case "chat":
             return talk.chat(sizes)
+        case "first-word":
+            return talk.stream(sizes, Words if ours else Done)
+        case "first-box":
+            return talk.stream(sizes, Found if ours else Done)
         case "second-turn":
             return talk.second_turn(sizes, anew=not ours)
         case "batch":

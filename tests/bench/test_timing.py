@@ -14,10 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lgjax.bench import language, machine, timing, training, vision
+from lgjax.bench import language, machine, talk, timing, training, vision
 from lgjax.bench.cases import sizes_of
 from lgjax.bench.machine import Ceilings
 from lgjax.infer import engine
+from lgjax.infer.chat import GroundedChat
+from lgjax.infer.stream import Done, Found, Words
 from lgjax.models.llama import Llama
 from lgjax.models.llava_grounding import abstract_params
 from tests.train.counting import traced_flops
@@ -167,3 +169,29 @@ def test_matching_by_scipy_costs_the_same():
         work.seconds()
         totals.append(work.facts().output)
     assert totals[0] == pytest.approx(totals[1]) and min(totals[0]) > 0
+
+
+def test_a_batch_reads_weights_once_where_one_by_one_reads_them_for_each_row():
+    sizes = dataclasses.replace(sizes_of("debug"), batch=3)
+    alone, *both = (
+        language.decode(sizes, "float32", rows=rows, together=together)
+        for rows, together in ((1, True), (3, True), (3, False))
+    )
+    assert all(work.seconds() > 0 for work in (alone, *both))
+    one, together, apart = (work.facts() for work in (alone, *both))
+    assert together.output == apart.output and together.output[: sizes.new_tokens] == one.output
+    assert together.handled == apart.handled == {"tokens": 3 * sizes.new_tokens}
+    assert apart.flops == together.flops == 3 * one.flops
+    assert apart.num_bytes == 3 * one.num_bytes > 2 * together.num_bytes
+
+
+def test_a_stream_is_heard_up_to_the_event_that_is_waited_for():
+    sizes = sizes_of("tiny")
+    answer = GroundedChat.load(sizes.chat).ask(
+        talk.pictures(1)[0], talk.FIRST, max_tokens=sizes.answer_tokens
+    )
+    works = [talk.stream(sizes, until) for until in (Words, Found, Done)]
+    assert all(work.seconds() > 0 for work in works)
+    (words,), (phrase,), (text,) = (work.facts().output for work in works)
+    assert text == answer.text and text.startswith(words) and 0 < len(words) < len(text)
+    assert phrase == answer.phrases[0].text
