@@ -31,13 +31,15 @@ fi
 
 asked=
 child=
-trap 'asked=1; [[ -n $child ]] && kill -TERM "$child" 2>/dev/null' TERM INT
+tell() { [[ -z $asked || -z $child ]] || kill -TERM "$child" 2>/dev/null; }
+trap 'asked=1; tell' TERM INT
 
 for (( attempt = 0; ; attempt++ )); do
   resume=()
   [[ -f $out/config.json ]] && resume=(--resume)
   ${LGJAX:-lgjax} train "$@" "${resume[@]}" &
   child=$!
+  tell # if it was asked before it had a name
   wait "$child"
   status=$?
   while kill -0 "$child" 2>/dev/null; do # a signal ends `wait` before the run has saved
@@ -47,7 +49,7 @@ for (( attempt = 0; ; attempt++ )); do
   child=
   case $status in
     0 | 2) exit "$status" ;; # finished, or wrong options
-    143) echo "restart.sh: the run was asked to stop and has saved" >&2 && exit 143 ;;
+    143) echo "restart.sh: the run was asked to stop" >&2 && exit 143 ;;
   esac
   if (( status == 1 )) && [[ -z $asked && ! -f $out/config.json ]]; then
     echo "restart.sh: the run failed before it had begun, and is not started again" >&2
@@ -60,6 +62,7 @@ for (( attempt = 0; ; attempt++ )); do
   echo "restart.sh: the run ended with status $status; restart $(( attempt + 1 )) of $times" >&2
   sleep "${LGJAX_PAUSE:-70}" &
   child=$!
+  tell
   wait "$child"
   child=
   if [[ -n $asked ]]; then

@@ -93,18 +93,23 @@ def test_a_run_that_is_asked_to_stop_may_save_first(tmp_path):
     assert (tmp_path / "saved").exists()
 
 
-def test_a_run_that_is_asked_to_stop_between_two_attempts_is_not_started_again(tmp_path):
+@pytest.mark.parametrize("by", ["the one who reads", "itself, before it pauses"])
+def test_a_run_that_is_asked_to_stop_between_two_attempts_is_not_started_again(by, tmp_path):
+    """At any moment: also before the pause, when nothing runs that a signal could end."""
+    echo = '() { builtin echo "$@"; if [[ $0 == *restart.sh ]]; then kill -TERM $$; fi; }'
+    at_once = {"BASH_FUNC_echo%%": echo} if "itself" in by else {}
     fake, out = tool(tmp_path / "lgjax", FAKE), tmp_path / "out"
     (tmp_path / "statuses").write_text("134\n134\n")
     running = subprocess.Popen(
         [str(LAUNCH / "restart.sh"), "3", "--config", "c", "--out", str(out)],
-        env={**os.environ, "LGJAX": str(fake), "NOTES": str(tmp_path), "LGJAX_PAUSE": "30"},
+        env={**os.environ, "LGJAX": str(fake), "NOTES": str(tmp_path), "LGJAX_PAUSE": "30", **at_once},
         stderr=subprocess.PIPE,
         text=True,
     )
     assert running.stderr is not None and "restart 1 of 3" in running.stderr.readline()
     began = time.monotonic()
-    running.send_signal(signal.SIGTERM)
+    if not at_once:
+        running.send_signal(signal.SIGTERM)
     assert running.wait(20) == 143 and time.monotonic() - began < 15
     assert len((tmp_path / "calls").read_text().splitlines()) == 1
 
