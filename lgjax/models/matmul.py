@@ -226,7 +226,13 @@ class _Product(NamedTuple):
 
 
 def _zeros(x: Array, kernel: Packed, how: _Product) -> Array:
-    return jnp.zeros((x.shape[0], shape_of(kernel)[0 if how.table != how.back else 1]), jnp.float32)
+    shape = x.shape[0], shape_of(kernel)[0 if how.table != how.back else 1]
+
+    def made_of(x):
+        # XLA for CPU fills plain zeros of all layers before the first, and holds them until needed
+        return jnp.broadcast_to(jnp.minimum(jnp.abs(x[:, :1]), 0), shape)
+
+    return jax.lax.platform_dependent(x, cpu=made_of, default=lambda x: jnp.zeros(shape, jnp.float32))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -217,3 +217,29 @@ def test_no_copy_of_the_weights(form, tied, tokens):
     compiled = jax.jit(steps, donate_argnums=2).lower(params, ids, cache).compile()
     weights = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     assert compiled.memory_analysis().temp_size_in_bytes < weights / 2
+
+
+@pytest.mark.parametrize("form", PACKED)
+def test_working_memory_does_not_grow_with_the_layers(form):
+    """XLA for CPU would begin the results of all layers before the first."""
+
+    def temporaries(layers: int) -> int:
+        kernels = [packed_shapes(jax.ShapeDtypeStruct((512, 512), jnp.float32), form, False)] * layers
+
+        def read(x, kernels):
+            for kernel in kernels:
+                x = jnp.tanh(matmul(x, kernel))
+            return x
+
+        compiled = jax.jit(read).lower(jnp.zeros((40, 512)), kernels).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(12) - temporaries(4) < 40 * 512 * 4
+
+
+def test_the_results_of_other_platforms_begin_as_plain_zeros():
+    """Zeros made of the input would cost sharded products a message each."""
+    kernel = packed_shapes(jax.ShapeDtypeStruct((64, 32), jnp.float32), "int8", False)
+    product = jax.jit(matmul).trace(jnp.zeros((40, 64)), kernel)
+    texts = [product.lower(lowering_platforms=(name,)).as_text() for name in ("cpu", "tpu")]
+    assert ["minimum" in text for text in texts] == [True, False]
