@@ -71,9 +71,12 @@ def bucket(n: int, multiple: int = 64) -> int:
     return max(1, -(-n // multiple)) * multiple
 
 
-def coarse_bucket(n: int) -> int:
-    """Round `n` up to 64, 96, 128, 192, 256, 384, 512, ...: a growing length is compiled log(n) times."""
-    size = 64
+def coarse_bucket(n: int, least: int = 64) -> int:
+    """Round `n` up to 64, 96, 128, 192, 256, 384, 512, ...: a growing length is compiled log(n) times.
+
+    `least`, a power of two, is the first of them.
+    """
+    size = least
     while size < n:
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
     return size

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 
 from lgjax.infer import generate
-from lgjax.infer.generate import DecodeSizes, Sampling, bucket, choose, decode, nucleus, prefill
+from lgjax.infer.generate import (
+    DecodeSizes,
+    Sampling,
+    bucket,
+    choose,
+    coarse_bucket,
+    decode,
+    nucleus,
+    prefill,
+)
 from lgjax.models.llama import Llama, init_cache
 from tests.models.tiny_llama import BASE, CONFIGS, hugging_face, parameters, random_parameters
 
@@ -242,6 +251,14 @@ def test_one_program_per_bucket():
     hidden, cache = prefill(fresh, PARAMS, embed([[4]] * 4, 16), np.ones(4, int), init_cache(BASE, 4, 64))
     decode(fresh, PARAMS, sizes, hidden, cache, np.ones(4, int), np.full(4, 2))
     assert (generate._prefill._cache_size(), generate._advance._cache_size()) == before
+
+
+@pytest.mark.parametrize("least", [32, 64])
+def test_coarse_buckets_are_few_and_close(least):
+    found = [coarse_bucket(n, least) for n in range(1, 4097)]
+    assert sorted(set(found))[:4] == [least, least * 3 // 2, 2 * least, 3 * least]
+    assert all(n <= size and (size <= max(least, 1.5 * n)) for n, size in enumerate(found, 1))
+    assert all(coarse_bucket(size, least) == size for size in set(found))
 
 
 def test_the_cache_is_donated():
