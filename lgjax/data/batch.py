@@ -45,7 +45,8 @@ class BatchConfig:
     the masks, a multiple of 8 that need not be the canvas; seg_state: which hidden state stands for a phrase
     (released training: "at"); wording: see `rounds_of`; template: "plain" (stage 0) learns the first answer
     and a newline right behind the picture, without any words around them; words: note what objects and image
-    tokens are called.
+    tokens are called; name_weight: what a label counts that begins the name of an object of the record, where
+    others count 1.
     """
 
     length: int = 1536
@@ -59,6 +60,7 @@ class BatchConfig:
     wording: Wording = "released"
     template: Layout = "v1"
     words: bool = False
+    name_weight: float = 1.0
 
     @classmethod
     def of(cls, model: ModelConfig, **changes) -> BatchConfig:
@@ -80,6 +82,8 @@ class BatchConfig:
     def __post_init__(self) -> None:
         if self.mask_side % 8:
             raise ValueError(f"mask_side {self.mask_side} must be a multiple of 8, to be packed into bytes")
+        if not 0 < self.name_weight < math.inf:
+            raise ValueError(f"name_weight {self.name_weight} must be above 0 and finite")
         if self.length <= self.num_patches + 2:
             raise ValueError(
                 f"length {self.length} leaves no room for text beside {self.num_patches} image slots"
@@ -91,8 +95,9 @@ class Language(NamedTuple):
 
     clip_images: CLIP's crop, 0..255, zeros without a picture; plan: positions, their labels and mask;
     lm_weight: 1, or 0 for a sample that is not learnt; kind: index into `schema.KINDS`; stream: number of the
-    stream of its mixture, grounded ones first; sample_id: the same
-    for a sample whatever batch it is in, to derive random numbers from.
+    stream of its mixture, grounded ones first; sample_id: the same for a sample whatever batch it is in, to
+    derive random numbers from; label_weights: what each label counts beside the others, None where all count
+    alike.
     """
 
     clip_images: UInt8[np.ndarray, "b s s 3"]
@@ -101,6 +106,7 @@ class Language(NamedTuple):
     kind: Int32[np.ndarray, " b"]
     stream: Int32[np.ndarray, " b"]
     sample_id: UInt32[np.ndarray, " b"]
+    label_weights: Float32[np.ndarray, "b n"] | None = None
 
 
 class Grounding(NamedTuple):
@@ -198,20 +204,29 @@ class SampleMaker:
             kind=np.asarray([KINDS.index(record.kind)], np.int32),
             stream=np.zeros(1, np.int32),
             sample_id=np.asarray([sample_id], np.uint32),
+            label_weights=self._weights(plan, record.objects),
         )
         return Batch(language, grounding, notes(list(cuts.values())))
+
+    def _weights(self, plan: BatchPlan, objects: Sequence[Object]) -> Float32[np.ndarray, "1 n"] | None:
+        weight = self.config.name_weight
+        if weight == 1:
+            return None
+        names = sorted(set(_words(objects, self.tokenizer)) - {-1})
+        return np.where(np.isin(plan.labels, names), weight, 1).astype(np.float32)
 
     def filler(self, fault: str) -> Batch:
         """A row that nothing is learnt from, in place of a sample that could not be made."""
         config = self.config
-        plan = plan_row([self.tokenizer.bos_id], config.num_patches)
+        plan = plan_batch([plan_row([self.tokenizer.bos_id], config.num_patches)], config.length)
         language = Language(
             clip_images=np.zeros((1, config.clip_side, config.clip_side, 3), np.uint8),
-            plan=plan_batch([plan], config.length),
+            plan=plan,
             lm_weight=np.zeros(1, np.float32),
             kind=np.zeros(1, np.int32),
             stream=np.zeros(1, np.int32),
             sample_id=np.zeros(1, np.uint32),
+            label_weights=self._weights(plan, ()),
         )
         grounding = _empty_grounding(config) if self.grounded else None
         return Batch(language, grounding, notes([0] * len(CUTS), fault))
@@ -419,11 +434,16 @@ def _place(
     out.is_box[0, row] = is_box
 
 
+def _words(things: Sequence[Object], tokenizer: Tokenizer) -> list[int]:
+    """The first token of each name, -1 without one."""
+    return [tokenizer.encode(thing.name)[1] if thing.name else -1 for thing in things]  # behind <s>
+
+
 def _name(
     out: Grounding, things: Sequence[Object], size: ImageSize, config: BatchConfig, tokenizer: Tokenizer
 ) -> None:
     """Write into a row what its objects and the image tokens that show them are called."""
-    words = [tokenizer.encode(thing.name)[1] if thing.name else -1 for thing in things]  # behind <s>
+    words = _words(things, tokenizer)
     out.object_words[0, : len(words)] = words
     side = math.isqrt(config.num_patches)
     shares = np.zeros((len(things), side, side))

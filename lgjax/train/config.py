@@ -98,8 +98,8 @@ class DataConfig:
     """A batch is `groups` groups of `grounded_rows` grounded samples and `text_rows` samples of text.
 
     groups: of a whole step, over all devices and micro-batches. length, phrases, objects, mask_side, wording,
-    template, words: see `lgjax.data.batch.BatchConfig`. held_out: samples that the run is measured on.
-    workers: processes a host that make batches; 0 makes them in threads.
+    template, words, name_weight: see `lgjax.data.batch.BatchConfig`. held_out: samples that the run is
+    measured on, by the same weights. workers: processes a host that make batches; 0 makes them in threads.
     """
 
     grounded: tuple[DataStream, ...] = ()
@@ -115,6 +115,7 @@ class DataConfig:
     wording: Wording = "released"
     template: Layout = "v1"
     words: bool = False
+    name_weight: float = 1.0
     workers: int = 0
 
     def mixture(self) -> Mixture:
@@ -153,6 +154,7 @@ class DataConfig:
             wording=self.wording,
             template=self.template,
             words=self.words,
+            name_weight=self.name_weight,
             seg_state=model.seg_state,
         )
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Key, UInt32
+from jaxtyping import Array, Float, Int, Key, Shaped, UInt32
 
 from lgjax.config import IGNORE_LABEL, ModelConfig
 from lgjax.data.batch import NOTHING, Language
@@ -67,8 +67,8 @@ class Rows(NamedTuple):
 class Normalisers(NamedTuple):
     """What the losses of each row are divided by, computed from a whole step.
 
-    tokens: [b] weight of each token of a row; objects, prompts: [g] objects that grounding and visual-prompt
-    losses are divided by; phrases: [g] what the class loss is divided by.
+    tokens: [b] weight of each token of a row, beside that of its label; objects, prompts: [g] objects that
+    grounding and visual-prompt losses are divided by; phrases: [g] what the class loss is divided by.
     """
 
     tokens: Float[Array, " b"]
@@ -104,7 +104,9 @@ class Shape:
 def normalisers(rows: Rows, config: LossConfig, shape: Shape) -> Normalisers:
     """Count tokens, objects and phrases of a whole step. Source: spec/training_and_data.md 14.3."""
     language, ground = cast(Any, jax.tree.map(jnp.asarray, rows))
-    labels = language.plan.labels[:, 1:] != IGNORE_LABEL
+    labels = (language.plan.labels != IGNORE_LABEL)[:, 1:]
+    if language.label_weights is not None:
+        labels = labels * language.label_weights[:, 1:]
     tokens = labels.sum(1) * (language.lm_weight > 0)
     total = _sums(tokens, language.stream, config.language_mean == "stream")
     weights = language.lm_weight / jnp.maximum(total, 1)
@@ -133,7 +135,7 @@ def _objects(counts: Int[Array, " g"], stream: Int[Array, " g"], mean: str, shap
     return jnp.maximum(_sums(counts, stream, mean == "stream"), 1)
 
 
-def _sums(counts: Int[Array, " n"], stream: Int[Array, " n"], apart: bool) -> Int[Array, " n"]:
+def _sums(counts: Shaped[Array, " n"], stream: Int[Array, " n"], apart: bool) -> Shaped[Array, " n"]:
     """For each row the sum over all rows, or over those of its stream."""
     if not apart:
         return jnp.broadcast_to(counts.sum(), counts.shape)
@@ -187,7 +189,11 @@ class Objective:
         if "language" in self.loss.parts:
             labels = jnp.asarray(language.plan.labels)
             losses["language"] = language_loss(
-                hidden, labels, lambda states: apply(states, method="logits"), counts.tokens
+                hidden,
+                labels,
+                lambda states: apply(states, method="logits"),
+                counts.tokens,
+                label_weights=jax.tree.map(jnp.asarray, language.label_weights),
             )[0]
         if "grounding" in self.loss.parts:
             losses |= self._ground(params, hidden, rows, counts, key, sample_ids, train)

@@ -397,6 +397,8 @@ def test_sizes_follow_the_model():
         BatchConfig(mask_side=100)
     with pytest.raises(ValueError, match="no room for text"):
         BatchConfig(length=257)
+    with pytest.raises(ValueError, match="name_weight 0 must be above 0 and finite"):
+        BatchConfig(name_weight=0)
 
 
 def test_words_of_objects_and_image_tokens():
@@ -422,3 +424,28 @@ def test_words_of_objects_and_image_tokens():
         elif sum(covered) == 0:
             assert grid[row, column] == NOTHING
     assert (make(record).grounding.patch_words == -1).all()
+
+
+def test_names_of_objects_weigh_more():
+    """Answers alone count, so nothing of a question; without a weight there is no array at all."""
+    record = dataclasses.replace(
+        chat(),
+        turns=(
+            Turn("human", "Is it a house ? (with grounding)"),
+            Turn("gpt", "A house and a man near a house."),
+            Turn("human", "Is there a man ?"),
+            Turn("gpt", "Yes."),
+        ),
+        phrases=(Phrase(turn=1, span=(0, 7), objects=(0,)),),
+        objects=(dataclasses.replace(chat().objects[0], name="house"), *chat().objects[1:]),
+    )
+    batch = make(record, name_weight=4.0)
+    labels, weights = batch.language.plan.labels[0], batch.language.label_weights[0]
+    known = {TOKENIZER.encode(thing.name)[1] for thing in record.objects}
+    assert set(np.unique(weights)) == {1, 4}
+    assert [label in known for label in labels.tolist()] == (weights == 4).tolist()
+    house = TOKENIZER.encode("house")[1]
+    assert labels[weights == 4].tolist().count(house) == 2  # not the one that was asked about
+    filler = SampleMaker(dataclasses.replace(CONFIG, name_weight=4.0), TOKENIZER, grounded=True).filler("x")
+    assert (filler.language.label_weights == 1).all()
+    assert make(record).language.label_weights is None

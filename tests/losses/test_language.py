@@ -40,6 +40,24 @@ def test_sum_and_count(chunk, weights):
     np.testing.assert_allclose(total, want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("chunk", [4, 5, 64])
+def test_labels_may_weigh_more(chunk):
+    """A weight belongs to the label, not to the state that predicts it."""
+    shares = RNG.uniform(0.5, 4, LABELS.shape).astype(np.float32)
+    head = lambda h: h @ HEAD  # noqa: E731
+    found = language_loss(
+        jnp.asarray(HIDDEN), jnp.asarray(LABELS), head, jnp.asarray((1.0, 0, 2)), chunk, jnp.asarray(shares)
+    )
+    total = weights = 0.0
+    for row, t in np.ndindex(3, 12):
+        if LABELS[row, t + 1] != IGNORE_LABEL:
+            scores = HIDDEN[row, t].astype(np.float64) @ HEAD
+            weight = (1, 0, 2)[row] * float(shares[row, t + 1])
+            total += weight * (np.log(np.exp(scores).sum()) - scores[LABELS[row, t + 1]])
+            weights += weight
+    np.testing.assert_allclose(found, (total, weights), rtol=1e-5)
+
+
 def test_gradients_do_not_depend_on_the_chunk():
     def grad(chunk: int):
         return jax.grad(lambda hidden: loss(hidden, (1, 1, 1), chunk)[0])(jnp.asarray(HIDDEN))

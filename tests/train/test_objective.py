@@ -151,6 +151,27 @@ def test_normalisers_of_nothing():
         assert np.isfinite(np.asarray(found.phrases)).all()
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_labels_that_weigh_more_make_the_mean_larger(apart):
+    """The language loss is a mean over the weights of the labels, of which the first is never predicted."""
+    rows = random_rows(4)
+    weights = np.random.default_rng(0).uniform(0.5, 4, rows.language.plan.labels.shape).astype(np.float32)
+    heavy = rows._replace(language=rows.language._replace(label_weights=weights))
+    loss = LossConfig(language_mean="stream" if apart else "batch")
+    found = normalisers(heavy, loss, Shape(GROUNDED, TEXT)).tokens
+    language = rows.language
+    for row, stream in enumerate(language.stream):
+        total = sum(
+            weights[i, t]
+            for i, t in np.argwhere(language.plan.labels != IGNORE_LABEL)
+            if t and language.lm_weight[i] and (language.stream[i] == stream or not apart)
+        )
+        np.testing.assert_allclose(found[row], language.lm_weight[row] / max(total, 1), rtol=1e-5)
+    alike = rows._replace(language=language._replace(label_weights=np.ones_like(weights)))
+    same = [normalisers(one, loss, Shape(GROUNDED, TEXT)).tokens for one in (alike, rows)]
+    np.testing.assert_array_equal(*same)
+
+
 def test_text_alone_has_no_objects():
     found = normalisers(random_rows(1)._replace(grounding=None), LossConfig(), Shape(0, 3))
     assert found.objects.shape == found.prompts.shape == found.phrases.shape == (0,)
