@@ -1,4 +1,4 @@
-"""The small model, last stage: the language model learns to talk about what is pointed at, too."""
+"""The small model: the language model learns to talk about what is pointed at, too."""
 
 import dataclasses
 
