@@ -14,10 +14,9 @@ HIDDEN = RNG.normal(size=(3, 13, 8)).astype(np.float32)
 LABELS = np.where(RNG.random((3, 13)) < 0.4, IGNORE_LABEL, RNG.integers(0, 11, (3, 13))).astype(np.int32)
 
 
-def loss(hidden, weights, chunk: int = 4, labels=LABELS):
-    return language_loss(
-        hidden, jnp.asarray(labels), lambda h: h @ HEAD, jnp.asarray(weights, jnp.float32), chunk
-    )
+def loss(hidden, weights, chunk: int = 4, labels=LABELS, label_weights=None):
+    rows = jnp.asarray(weights, jnp.float32)
+    return language_loss(hidden, jnp.asarray(labels), lambda h: h @ HEAD, rows, chunk, label_weights)
 
 
 def whole(weights) -> tuple[float, int]:
@@ -44,10 +43,7 @@ def test_sum_and_count(chunk, weights):
 def test_labels_may_weigh_more(chunk):
     """A weight belongs to the label, not to the state that predicts it."""
     shares = RNG.uniform(0.5, 4, LABELS.shape).astype(np.float32)
-    head = lambda h: h @ HEAD  # noqa: E731
-    found = language_loss(
-        jnp.asarray(HIDDEN), jnp.asarray(LABELS), head, jnp.asarray((1.0, 0, 2)), chunk, jnp.asarray(shares)
-    )
+    found = loss(jnp.asarray(HIDDEN), (1, 0, 2), chunk, label_weights=jnp.asarray(shares))
     total = weights = 0.0
     for row, t in np.ndindex(3, 12):
         if LABELS[row, t + 1] != IGNORE_LABEL:
