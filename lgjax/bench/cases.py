@@ -26,7 +26,7 @@ Name = Literal[
     "data",
 ]
 Preset = Literal["7b-parts", "tiny", "debug"]
-Dtype = Literal["float32", "bfloat16"]
+Dtype = Literal["float32", "bfloat16", "int8", "int4"]
 OURS = "lgjax"
 TORCH = "torch"
 

@@ -46,11 +46,14 @@ def bench(
         against: Do the same in PyTorch, in turn (pip install "lgjax[convert]").
         cores: Cores to use, of both sides alike (default: all that this process may use).
         runs: How often each is timed, after two times to warm up.
-        dtype: Numbers of the weights of the language model in prefill, decode and decode-batch.
+        dtype: Numbers of the weights of the language model in prefill, decode and decode-batch; "int8" and
+            "int4" are those of `lgjax convert --quantize`.
         json: A file for all figures.
     """
     if runs < 1:
         raise ValueError(f"--runs {runs}: there must be at least one")
+    if against and dtype in ("int8", "int4"):
+        raise ValueError(f"--dtype {dtype}: PyTorch has no weights like these to compare with")
     if against and importlib.util.find_spec("torch") is None:
         raise ImportError('--against torch needs PyTorch: pip install "lgjax[convert]"')
     if json is not None and not json.parent.is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -105,7 +106,8 @@ def decode(sizes: Sizes, dtype: Dtype, *, rows: int = 1, together: bool = True) 
 
 def _prepared(sizes: Sizes, dtype: Dtype, rows: int = 1) -> tuple[Llama, dict, np.ndarray]:
     """Module, parameters and prompts."""
-    compute = jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else dtype)
+    narrow = dtype != "float32" and jax.default_backend() != "cpu"
+    compute = jnp.dtype(jnp.bfloat16 if narrow else jnp.float32)
     params = parameters(sizes.config, "llama", dtype=dtype)["llama"]
     return Llama(sizes.config.llama, compute), params, prompt_ids(sizes, rows)
 
@@ -121,7 +123,7 @@ def _named(sizes: Sizes, dtype: Dtype) -> str:
     return f"{llama.num_layers} layers of width {llama.hidden_size}, {dtype} weights"
 
 
-def _computes(model: Llama) -> Dtype:
+def _computes(model: Llama) -> Literal["float32", "bfloat16"]:
     return "float32" if jnp.dtype(model.dtype) == jnp.float32 else "bfloat16"
 
 

@@ -15,6 +15,8 @@ from jaxtyping import Float32
 from lgjax.bench.cases import Dtype
 from lgjax.config import ModelConfig
 from lgjax.convert import keys
+from lgjax.convert.lazy import LazyTensor
+from lgjax.convert.packed import forms_of, pack, unpack
 from lgjax.convert.store import flattened, nested
 from lgjax.models.llava_grounding import abstract_params
 from lgjax.models.matmul import bfloat16_bits
@@ -37,27 +39,34 @@ def _value(path: str, shape: tuple[int, ...]) -> Float32[np.ndarray, "*shape"]:
     return np.resize(noise * np.float32(scale) + np.float32(shift), shape)
 
 
-def values(config: ModelConfig, part: str) -> Iterator[tuple[str, Float32[np.ndarray, "*shape"]]]:
-    """Path and value of each parameter of a part ("clip", "llama", ...), one after the other."""
-    for path, leaf in flattened(abstract_params(config)).items():
-        if path.startswith(f"{part}/"):
-            yield path, _value(path, leaf.shape)
+def _leaves(config: ModelConfig, *parts: str) -> dict[str, LazyTensor]:
+    """The parameters of parts ("clip", "llama", ...) by path, each made when it is asked for."""
+    return {
+        path: LazyTensor(leaf.shape, np.dtype(np.float32), functools.partial(_value, path, leaf.shape))
+        for path, leaf in flattened(abstract_params(config)).items()
+        if path.split("/")[0] in parts
+    }
 
 
 def parameters(config: ModelConfig, *parts: str, dtype: Dtype = "float32") -> dict[str, Any]:
-    """Parameters of parts as the engine takes them.
+    """Parameters of parts as the engine takes them from a checkpoint that was converted to `dtype`.
 
-    On CPUs bfloat16 matrices are raw bits, as in a loaded checkpoint.
+    On CPUs bfloat16 matrices are raw bits. What int8 and int4 leave unpacked is float32.
     """
-    made = nested({path: jnp.asarray(value, dtype) for part in parts for path, value in values(config, part)})
+    leaves = _leaves(config, *parts)
+    if dtype in ("int8", "int4"):
+        forms = forms_of(leaves, dtype)
+        packed = {path: jnp.asarray(leaf.load()) for path, leaf in pack(leaves, forms).items()}
+        return nested(unpack(packed, forms))
+    made = nested({path: jnp.asarray(leaf.load(), dtype) for path, leaf in leaves.items()})
     return bfloat16_bits(made) if dtype == "bfloat16" and jax.default_backend() == "cpu" else made
 
 
 def checkpoint_tensors(config: ModelConfig, part: str) -> Iterator[tuple[str, Float32[np.ndarray, "*shape"]]]:
-    """The same values under the names and with the axes of PyTorch's checkpoint."""
-    for path, value in values(config, part):
+    """The same values under the names and with the axes of PyTorch's checkpoint, one after the other."""
+    for path, leaf in _leaves(config, part).items():
         key, layout = keys.checkpoint_key(path)
-        yield key, np.ascontiguousarray(keys.to_checkpoint(value, layout))
+        yield key, np.ascontiguousarray(keys.to_checkpoint(leaf.load(), layout))
 
 
 def num_bytes(*trees: Any) -> float:

@@ -22,7 +22,7 @@ import tempfile
 import time
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -30,41 +30,22 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from lgjax.config import LlamaConfig, llava_g_7b
-from lgjax.convert.lazy import LazyTensor
-from lgjax.convert.packed import forms_of, pack, unpack
-from lgjax.convert.store import flattened, nested
+from lgjax.bench.cases import Dtype
+from lgjax.bench.weights import parameters
+from lgjax.config import llava_g_7b
 from lgjax.infer import generate
 from lgjax.infer.load import load_model, use_compilation_cache
 from lgjax.models.llama import Llama, init_cache
-from lgjax.models.llava_grounding import abstract_params
-from lgjax.models.matmul import bfloat16_bits
 
 PROMPT, STEPS = 128, 8
 TEXT = "USER: What do you see in this picture? ASSISTANT: A striped cat lies beside two remotes on a sofa."
 
 
-def weights(config: LlamaConfig, form: str) -> dict[str, Any]:
-    """Random weights of the language model in a form, one matrix after the other."""
-    whole = dataclasses.replace(llava_g_7b(), llama=config)
-    shapes = flattened({"llama": abstract_params(whole)["llama"]})
-    block = np.random.default_rng(0).standard_normal(1 << 20, dtype=np.float32)
-
-    def tensor(shape: tuple[int, ...]) -> LazyTensor:
-        scale = np.float32(1 if len(shape) == 1 else shape[0] ** -0.5)
-        return LazyTensor(shape, np.dtype(np.float32), lambda: np.resize(block * scale, shape))
-
-    leaves = {path: tensor(leaf.shape) for path, leaf in shapes.items()}
-    forms = forms_of(leaves, form) if form in ("int8", "int4") else {}
-    dtype = jnp.bfloat16 if form == "bfloat16" else None
-    flat = {path: jnp.asarray(leaf.load(), dtype) for path, leaf in pack(leaves, forms).items()}
-    return bfloat16_bits(nested(unpack(flat, forms))["llama"])
-
-
 def by_turns(layers: int, rounds: int) -> Table:
     """Tokens a second of every form, measured by turns."""
     config = dataclasses.replace(llava_g_7b().llama, num_layers=layers)
-    model, forms = Llama(config), ("float32", "bfloat16", "int8", "int4")
+    whole = dataclasses.replace(llava_g_7b(), llama=config)
+    model, forms = Llama(config), get_args(Dtype)
     sizes = generate.DecodeSizes(
         max_new_tokens=STEPS * (rounds + 1) + 1, max_segs=1, seg_id=1, stop_ids=(), seg_state="before"
     )
@@ -72,7 +53,7 @@ def by_turns(layers: int, rounds: int) -> Table:
     embeds = jax.random.normal(jax.random.key(0), (1, PROMPT, config.hidden_size))
     params, states, seconds, reading = {}, {}, {form: [] for form in forms}, {}
     for form in forms:
-        params[form] = weights(config, form)
+        params[form] = parameters(whole, "llama", dtype=form)["llama"]
         for _ in range(2):  # the first one compiles
             start = time.perf_counter()
             cache = init_cache(config, 1, PROMPT + sizes.max_new_tokens)

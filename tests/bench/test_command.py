@@ -60,6 +60,7 @@ def test_without_torch_there_is_one_line(capsys, monkeypatch):
     ("arguments", "told"),
     [
         (["--runs", "0"], "--runs 0"),
+        (["--dtype", "int4", "--against", "torch"], "--dtype int4: PyTorch has no weights like these"),
         (["--cores", "4096"], "--cores 4096: this process may use 1 to"),
         (["--json", "nowhere/found.json"], "there is no folder 'nowhere'"),
     ],

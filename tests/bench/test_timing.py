@@ -17,11 +17,13 @@ from hypothesis import strategies as st
 from lgjax.bench import language, machine, talk, timing, training, vision
 from lgjax.bench.cases import sizes_of
 from lgjax.bench.machine import Ceilings
+from lgjax.bench.weights import parameters
 from lgjax.infer import engine
 from lgjax.infer.chat import GroundedChat
 from lgjax.infer.stream import Done, Found, Words
 from lgjax.models.llama import Llama
 from lgjax.models.llava_grounding import abstract_params
+from lgjax.models.matmul import dense
 from tests.train.counting import traced_flops
 
 SECONDS = st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=9)
@@ -114,6 +116,25 @@ def test_decoding_reads_every_weight_but_the_input_table_once_a_token():
     assert facts.flops == pytest.approx(2 * (sizes.new_tokens - 1) * weights, rel=0.2)
     assert len(facts.output) == sizes.new_tokens
     assert all(isinstance(i, int) and 0 <= i < llama.vocab_size for i in facts.output)
+
+
+@pytest.mark.parametrize(("dtype", "a_number"), [("bfloat16", 2.0), ("int8", 1.0), ("int4", 0.5)])
+def test_smaller_weights_are_read_as_they_are_kept(dtype, a_number):
+    sizes = sizes_of("debug")
+    small, whole = (parameters(sizes.config, "llama", dtype=of)["llama"] for of in (dtype, "float32"))
+    kept, numbers = (params["layers_0"]["mlp"]["gate_proj"]["kernel"] for params in (small, whole))
+    assert kept.values.nbytes == a_number * numbers.size
+    assert (
+        0
+        < np.abs(dense(kept) - numbers).max()
+        < {2.0: 0.004, 1.0: 0.006, 0.5: 0.1}[a_number] * np.abs(numbers).max()
+    )
+    work = language.decode(sizes, dtype)
+    work.seconds()
+    facts = work.facts()
+    assert len(facts.output) == sizes.new_tokens and f"{dtype} weights" in facts.what
+    cache = language.cache_bytes(sizes.config.llama, sizes.prompt_tokens + sizes.new_tokens / 2, 4)
+    assert facts.num_bytes == (sizes.new_tokens - 1) * (language.read_bytes(small) + cache)
 
 
 @pytest.mark.parametrize("preset", ["debug", "7b-parts"])
