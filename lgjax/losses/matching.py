@@ -12,20 +12,25 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-_UNUSABLE = 1e9  # in place of costs that are not finite, which would never end the search
+_LARGEST = 1e9  # costs beyond are not told apart
 
 
 def assign(cost: Float[Array, "t q"], count: Int[Array, ""]) -> Int[Array, " t"]:
     """Query of each of the first `count` objects at the least total cost; -1 for the others.
 
-    No query is given twice. With more objects than queries the cheapest choice of objects gets one each.
+    No query is given twice. With more objects than queries the cheapest choice of objects gets one each. A
+    cost that is not finite is worse than all others.
     """
     objects, queries = cost.shape
     real = jnp.arange(objects)[:, None] < count
-    cost = jnp.where(real, jnp.where(jnp.isfinite(cost), cost, _UNUSABLE), 0).astype(jnp.float32)
+    usable = real & jnp.isfinite(cost)
+    cost = jnp.where(usable, cost, 0).astype(jnp.float32).clip(-_LARGEST, _LARGEST)
+    apart = 2 * jnp.abs(cost).max() + 1
+    # more than all others can differ together, but no more than that: large numbers hide small ones
+    cost = jnp.where(real & ~usable, apart * objects, cost)
     if objects > queries:
         # an extra query costs more than any real one, so it is taken only when those are used up
-        extra = jnp.full((objects, objects - queries), cost.max() + 1, cost.dtype)
+        extra = jnp.full((objects, objects - queries), cost.max() + apart, cost.dtype)
         cost = jnp.concatenate([cost, extra], axis=1)
 
     def add(row: jax.Array, state: _State) -> _State:
@@ -83,11 +88,14 @@ def _augment(cost: Float[Array, "t c"], row: jax.Array, state: _State) -> _State
         better = ~search.settled & (reduced < search.way)
         way = jnp.where(better, reduced, search.way)
         over = jnp.where(better, search.row, search.over)
-        column = jnp.argmin(jnp.where(search.settled, jnp.inf, way))
-        settled = search.settled.at[column].set(True)
-        return _Search(state.row_of[column], way[column], way, over, settled, column)
+        # least value, then its first column: two reductions that XLA vectorises, unlike argmin
+        open_ways = jnp.where(search.settled, jnp.inf, way)
+        length = open_ways.min()
+        column = jnp.where(open_ways == length, numbers, columns - 1).min()
+        return _Search(state.row_of[column], length, way, over, search.settled | (numbers == column), column)
 
     columns = cost.shape[1]
+    numbers = jnp.arange(columns)
     found = jax.lax.while_loop(
         unfinished,
         step,

@@ -69,6 +69,25 @@ def test_costs_that_are_not_finite_end_the_search(bad):
     assert 3 not in np.delete(found, 2)
 
 
+@pytest.mark.parametrize(("t", "q"), [(20, 8), (8, 20), (6, 1)])
+def test_what_cannot_be_used_is_the_last_choice(t, q):
+    """As few as must be of costs that are not finite, and the least total of the others."""
+    rng = np.random.default_rng(4)
+    problems = costs(rng, 200, t, q, "shared")
+    problems[rng.random(problems.shape) < 0.4] = np.inf
+    problems[rng.random(problems.shape) < 0.1] = np.nan
+    counts = rng.integers(1, t + 1, 200).astype(np.int32)
+    for cost, count, found in zip(problems, counts, np.asarray(many(problems, counts)), strict=True):
+        usable = np.isfinite(cost)
+        plain = np.where(usable, cost, 1e6).astype(np.float64)
+        check(plain, int(count), found)
+        matched = np.flatnonzero(found >= 0)
+        rows, columns = linear_sum_assignment(plain[:count])
+        best, taken = plain[rows, columns], plain[matched, found[matched]]
+        assert (taken == 1e6).sum() == (best == 1e6).sum()
+        np.testing.assert_allclose(taken[taken < 1e6].sum(), best[best < 1e6].sum(), atol=1e-3)
+
+
 @pytest.mark.slow
 def test_training_sizes():
     rng = np.random.default_rng(3)
