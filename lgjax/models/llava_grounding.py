@@ -10,6 +10,7 @@ Source: LLaVA-Grounding section 3; spec/language_model.md 9 to 12.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -147,6 +148,7 @@ def example_inputs(config: ModelConfig) -> Inputs:
     )
 
 
+@functools.cache
 def _boxed(config: ModelConfig, scan_layers: bool) -> dict:
     model = LlavaGrounding(config, scan_layers=scan_layers)
     return jax.eval_shape(lambda: model.init(jax.random.key(0), example_inputs(config), 1))["params"]

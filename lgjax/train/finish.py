@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from lgjax.parallel.mesh import make_mesh
 from lgjax.text.tokenizer import Tokenizer
 from lgjax.train.checkpoint import Checkpoints, digest, kept_steps, read_config
 from lgjax.train.config import TrainConfig
-from lgjax.train.groups import Flat, is_unchanged, leaf_of
+from lgjax.train.groups import Flat, is_replaced, is_unchanged, leaf_of
 from lgjax.train.start import abstract_state, load_tokenizer, placed, start_frozen
 
 MODEL = "model"
+Reader = Callable[[str], np.ndarray]
+_TOGETHER = 256 * 2**20  # bytes of parameters that are read at once: each reading takes its time
 
 
 def write_model(
@@ -33,7 +36,7 @@ def write_model(
     *,
     overwrite: bool,
 ) -> None:
-    """Write the model of a state, one tensor at a time.
+    """Write the model of a state, a few tensors at a time.
 
     What cannot have changed is copied from the start folder it came from, bit for bit; what has learnt is
     float32 in the two vision models and `config.model_dtype` elsewhere. Tensors of the start folders that
@@ -42,18 +45,27 @@ def write_model(
     Raises:
         FileExistsError, OSError: see `store.write`.
     """
-    origins = _origins(config)
+    shapes = {path: leaf.shape for path, leaf in store.flattened(abstract_params(config.model)).items()}
+    needed = {
+        path: (folder, leaf)
+        for path, (folder, leaf) in _origins(config).items()
+        if tuple(leaf.shape) == shapes.get(path) and not is_replaced(trained, path)
+    }
+    readers = {
+        folder: _reader(folder, {path: leaf for path, (own, leaf) in needed.items() if own == folder})
+        for folder in {folder for folder, _ in needed.values()}
+    }
     wanted = np.dtype(ml_dtypes.bfloat16 if config.model_dtype == "bfloat16" else config.model_dtype)
     leaves = {}
-    for path, abstract in store.flattened(abstract_params(config.model)).items():
-        folder, stored = origins.get(path, (None, abstract))
-        origin = folder if tuple(stored.shape) == abstract.shape else None
-        if origin is not None and is_unchanged(trained, path):
-            dtype, load = np.dtype(stored.dtype), functools.partial(_read, origin, path)
+    for path, shape in shapes.items():
+        folder, stored = needed.get(path, (None, None))
+        origin = None if folder is None else readers[folder]
+        if origin is not None and stored is not None and is_unchanged(trained, path):
+            dtype, load = np.dtype(stored.dtype), functools.partial(origin, path)
         else:
             dtype = store.part_dtype(path.split("/")[0], wanted, np.dtype(np.float32))
             load = functools.partial(_learnt, trained, frozen, path, origin, dtype)
-        leaves[path] = LazyTensor(abstract.shape, dtype, load)
+        leaves[path] = LazyTensor(shape, dtype, load)
     unused: dict[str, Any] = {}
     for folder in config.start:
         unused |= read.open_file(Path(folder) / store.UNUSED).tensors
@@ -83,14 +95,29 @@ def _origins(config: TrainConfig) -> dict[str, tuple[Path, Any]]:
     return found
 
 
-def _read(folder: Path, path: str) -> np.ndarray:
-    return store.read_arrays(folder, [path])[path]
+def _reader(folder: Path, leaves: Mapping[str, Any]) -> Reader:
+    """Gives the parameters of a folder; with each it reads those that follow, up to `_TOGETHER`."""
+    order, held = list(leaves), {}
+
+    def value(path: str) -> np.ndarray:
+        if path not in held:
+            held.clear()
+            chosen, size = [], 0
+            for name in order[order.index(path) :]:
+                size += math.prod(leaves[name].shape) * np.dtype(leaves[name].dtype).itemsize
+                if chosen and size > _TOGETHER:
+                    break
+                chosen.append(name)
+            held.update(store.read_arrays(folder, chosen))
+        return held.pop(path)
+
+    return value
 
 
 def _learnt(
-    trained: Mapping[str, Any], frozen: Mapping[str, Any], path: str, origin: Path | None, dtype: np.dtype
+    trained: Mapping[str, Any], frozen: Mapping[str, Any], path: str, origin: Reader | None, dtype: np.dtype
 ) -> np.ndarray:
-    base = None if origin is None or path in trained else _read(origin, path)
+    base = None if origin is None else origin(path)
     return np.asarray(leaf_of(trained, frozen, path, base), dtype)
 
 

@@ -137,9 +137,14 @@ def leaf_of(trained: Mapping[str, Any], frozen: Mapping[str, Any], path: str, ba
     return kept
 
 
+def is_replaced(trained: Mapping[str, Any], path: str) -> bool:
+    """Whether all of a parameter has learnt, so that nothing is left of what it was before."""
+    return path in trained or _LAYER.sub(r"\1layers/\3", path) in trained
+
+
 def is_unchanged(trained: Mapping[str, Any], path: str) -> bool:
     """Whether training cannot have changed a parameter of a checkpoint."""
     stored = _LAYER.sub(r"\1layers/\3", path)
     rows = {EMBED: NEW_EMBED, HEAD: NEW_HEAD}.get(path)
-    names = {path, stored, f"{LORA}{path}/down", f"{LORA}{stored}/down", rows}
-    return not any(name in trained for name in names)
+    names = {f"{LORA}{path}/down", f"{LORA}{stored}/down", rows}
+    return not is_replaced(trained, path) and not any(name in trained for name in names)

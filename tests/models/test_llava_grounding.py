@@ -16,6 +16,18 @@ def paths(tree: dict) -> dict:
     return {"/".join(entry.key for entry in path): leaf for path, leaf in flat}
 
 
+def test_shapes_are_nobodys_to_change():
+    """They are kept from call to call; what a caller does to its dict is no other's business."""
+    config = debug()
+    first = llava_grounding.abstract_params(config)
+    first["llama"].clear()
+    assert llava_grounding.abstract_params(config)["llama"]
+    axes = llava_grounding.logical_axes(config)
+    axes.clear()
+    assert llava_grounding.logical_axes(config)
+    assert llava_grounding.abstract_params(config) != llava_grounding.abstract_params(config, True)
+
+
 def test_full_size_parameters_are_those_of_the_three_manifests():
     """Every learnt, living tensor of the original is a parameter of the same size, and nothing else is."""
     ours = {}

@@ -15,6 +15,7 @@ from lgjax.config import debug
 from lgjax.convert import store
 from lgjax.convert.convert import convert
 from lgjax.convert.export import export
+from lgjax.train import finish
 from lgjax.train.config import Rates, TrainConfig
 from lgjax.train.finish import model_of_run
 from lgjax.train.groups import group_of
@@ -82,6 +83,20 @@ def test_tensors_that_only_an_export_needs_go_along(start: Path, run: Path):
     assert (start / store.UNUSED).read_bytes() == (run / "model" / store.UNUSED).read_bytes()
 
 
+def test_few_readings_copy_what_did_not_learn(run: Path, tmp_path: Path, monkeypatch):
+    """One of a small folder, and of nothing that has learnt."""
+    plain, asked = store.read_arrays, []
+
+    def read(folder: Path, paths):
+        asked.append(list(paths))
+        return plain(folder, asked[-1])
+
+    monkeypatch.setattr(store, "read_arrays", read)
+    model_of_run(run, tmp_path / "model")
+    assert len(asked) == 1
+    assert {group_of(path) for path in asked[0]}.isdisjoint(TRAINED)
+
+
 def test_the_model_of_a_checkpoint(run: Path, tmp_path: Path):
     assert model_of_run(run, tmp_path / "last") == 3
     one, other = arrays(run / "model"), arrays(tmp_path / "last")
@@ -97,6 +112,20 @@ def test_the_model_of_a_checkpoint(run: Path, tmp_path: Path):
             model_of_run(run, tmp_path / "none", step=step)
     with pytest.raises(FileExistsError):
         model_of_run(run, tmp_path / "last")
+
+
+@pytest.mark.parametrize(("together", "readings"), [(0, 40), (10_000, None), (2**40, 1)])
+def test_parameters_are_read_together(start: Path, monkeypatch, together: int, readings: int | None):
+    """In the order they are stored one reading serves many; in any other they are the same."""
+    leaves = dict(list(store.stored_leaves(start).items())[:40])
+    wanted, plain, calls = store.read_arrays(start, leaves), store.read_arrays, []
+    monkeypatch.setattr(finish, "_TOGETHER", together)
+    monkeypatch.setattr(store, "read_arrays", lambda *inputs: calls.append(1) or plain(*inputs))
+    value = finish._reader(start, leaves)
+    assert all(same_bits(value(path), array) for path, array in wanted.items())
+    assert len(calls) == readings if readings else 1 < len(calls) < 40
+    for path in reversed(list(leaves)[:5]):
+        assert same_bits(value(path), wanted[path])
 
 
 @pytest.mark.parametrize("frozen", ["float32", "int8"])
