@@ -26,12 +26,19 @@ DEBUG, TINY = "debug", "tiny"
 NEEDED = ("clip", "projector", "llama")
 
 
+_THRESHOLD = "jax_persistent_cache_min_compile_time_secs"
+
+
 def use_compilation_cache() -> None:
-    """Keep compiled programs in the user's cache folder, unless jax was already told of another place."""
+    """Keep compiled programs in the user's cache folder, the small ones, too: an answer needs many of them.
+
+    Another place or threshold that jax was told of stays.
+    """
     if jax.config.values["jax_compilation_cache_dir"] is None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "lgjax" / "jax"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if jax.config.values[_THRESHOLD] == 1.0:  # jax's default
+        jax.config.update(_THRESHOLD, 0.0)
 
 
 def load_model(source: str | Path, *, dtype: str = "auto", mesh: jax.sharding.Mesh | None = None) -> Model:

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from lgjax.config import ClipConfig
-from lgjax.models.layers import Conv, LayerNorm, Linear, named
+from lgjax.models.layers import Conv, LayerNorm, Linear, param
 from lgjax.models.position import sine_position_map
 
 Tokens = Float[Array, "b tokens c"]
@@ -108,12 +108,9 @@ class ClipTower(nn.Module):
             name="patch_embedding",
         )(images)
         patches = patches.reshape(images.shape[0], -1, config.hidden_size)
-        first = self.param("class_embedding", named(init, "vision"), (config.hidden_size,))
-        table = self.param(
-            "position_embedding",
-            named(_sine_positions, None, "vision"),
-            (config.num_patches + 1, config.hidden_size),
-        )
+        first = param(self, "class_embedding", init, ("vision",), (config.hidden_size,))
+        shape = (config.num_patches + 1, config.hidden_size)
+        table = param(self, "position_embedding", _sine_positions, (None, "vision"), shape)
         first = jnp.broadcast_to(first.astype(self.dtype), (images.shape[0], 1, config.hidden_size))
         x = jnp.concatenate([first, patches], axis=1) + table.astype(self.dtype)
         x = LayerNorm(config.norm_eps, self.dtype, name="pre_layernorm")(x)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from lgjax.config import TransformerConfig
 from lgjax.models.deformable import DeformableAttention
-from lgjax.models.layers import MLP, LayerNorm, Linear, named, stack_layers, xavier
+from lgjax.models.layers import MLP, LayerNorm, Linear, param, stack_layers, xavier, zeros
 from lgjax.models.matmul import matmul
 from lgjax.models.position import LevelSizes, inverse_sigmoid, sine_box_code
 
@@ -44,8 +44,8 @@ class PackedProjection(nn.Module):
         self, queries_keys: Float[Array, "b n c"], values: Float[Array, "b n c"]
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         c = values.shape[-1]
-        kernel = self.param("kernel", named(xavier, "hidden", "hidden_out"), (c, 3 * c))
-        bias = self.param("bias", named(nn.initializers.zeros_init(), "hidden_out"), (3 * c,))
+        kernel = param(self, "kernel", xavier, ("hidden", "hidden_out"), (c, 3 * c))
+        bias = param(self, "bias", zeros, ("hidden_out",), (3 * c,))
         bias = bias.astype(self.dtype)
         qk = matmul(queries_keys.astype(self.dtype), kernel[:, : 2 * c]) + bias[: 2 * c]
         v = matmul(values.astype(self.dtype), kernel[:, 2 * c :]) + bias[2 * c :]

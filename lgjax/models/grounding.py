@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from lgjax.config import GroundingConfig
 from lgjax.models.decoder import Decoder
-from lgjax.models.layers import LayerNorm, Linear, named
+from lgjax.models.layers import LayerNorm, Linear, ones, param
 from lgjax.models.pixel_encoder import PixelEncoder, PixelFeatures
 from lgjax.models.position import anchor_logits
 from lgjax.models.swin import DropKeys, Swin
@@ -76,10 +76,9 @@ class Grounding(nn.Module):
         self.decoder = Decoder(transformer, self.dtype, self.scan_layers)
         self.enc_output = Linear(width, ("hidden", "hidden_out"), dtype=self.dtype)
         self.enc_output_norm = LayerNorm(dtype=self.dtype)
-        self.class_embed = self.param(
-            "class_embed", named(truncated, "hidden", "embed"), (width, self.embed_size)
-        )
-        self.logit_scale = self.param("logit_scale", named(nn.initializers.ones_init()), ())
+        shape = (width, self.embed_size)
+        self.class_embed = param(self, "class_embed", truncated, ("hidden", "embed"), shape)
+        self.logit_scale = param(self, "logit_scale", ones, (), ())
 
     def encode(self, images: Float[Array, "b h w 3"], keys: DropKeys | None = None) -> PixelFeatures:
         """Normalised images with sides that are multiples of 32 -> features to keep with the image.

@@ -17,13 +17,27 @@ from lgjax.models.matmul import LowRank, Packed, matmul, shape_of
 Init = Callable[..., Any]
 Axes = tuple[str | None, ...]
 
+ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
 xavier = nn.initializers.xavier_uniform()
 default_linear = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # uniform +-1/sqrt(fan_in)
 
 
-def named(init: Init, *axes: str | None) -> Init:
-    """Return `init` with logical axis names, one for each dimension of the parameter."""
-    return nn.with_logical_partitioning(init, axes)
+def param(module: nn.Module, name: str, init: Init, axes: Axes, shape: tuple[int, ...]) -> Any:
+    """A parameter of a module, in whatever form it is stored, with a logical axis name for each dimension.
+
+    flax's own `param` traces `init` at every use, only to compare shapes.
+
+    Raises:
+        ScopeParamShapeError: it is stored in another shape.
+        ScopeParamNotFoundError, ScopeCollectionNotFound: it is not stored, or nothing is.
+    """
+    stored = None if module.is_initializing() else nn.unbox(module.get_variable("params", name))
+    if stored is None:
+        return module.param(name, nn.with_logical_partitioning(init, axes), shape)
+    found = shape_of(stored) if isinstance(stored, (Packed, LowRank)) else jnp.shape(stored)
+    if found != shape:
+        raise ScopeParamShapeError(name, "/".join(module.path), found, shape)
+    return stored
 
 
 class Linear(nn.Module):
@@ -33,25 +47,17 @@ class Linear(nn.Module):
     axes: tuple[str | None, str | None]
     use_bias: bool = True
     kernel_init: Init = default_linear
-    bias_init: Init = nn.initializers.zeros_init()
+    bias_init: Init = zeros
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
-        y = matmul(x.astype(self.dtype), self._kernel((x.shape[-1], self.features)))
+        kernel = param(self, "kernel", self.kernel_init, self.axes, (x.shape[-1], self.features))
+        y = matmul(x.astype(self.dtype), kernel)
         if self.use_bias:
-            bias = self.param("bias", named(self.bias_init, self.axes[1]), (self.features,))
+            bias = param(self, "bias", self.bias_init, self.axes[1:], (self.features,))
             y = y + bias.astype(self.dtype)
         return y
-
-    def _kernel(self, shape: tuple[int, int]) -> Any:
-        """The kernel in whatever form it is stored; flax itself compares the shapes of plain arrays only."""
-        stored = self.get_variable("params", "kernel")
-        if not isinstance(stored, (Packed, LowRank)):
-            return self.param("kernel", named(self.kernel_init, *self.axes), shape)
-        if shape_of(stored) != shape:
-            raise ScopeParamShapeError("kernel", "/".join(self.path), shape_of(stored), shape)
-        return stored
 
 
 class Conv(nn.Module):
@@ -69,9 +75,8 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
         size = (self.kernel_size, self.kernel_size)
-        kernel = self.param(
-            "kernel", named(self.kernel_init, None, None, *self.axes), (*size, x.shape[-1], self.features)
-        )
+        shape = (*size, x.shape[-1], self.features)
+        kernel = param(self, "kernel", self.kernel_init, (None, None, *self.axes), shape)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if self.kernel_size == self.stride and not self.padding:
             y = _patches(x, self.stride) @ kernel.reshape(-1, self.features)
@@ -84,7 +89,7 @@ class Conv(nn.Module):
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
         if self.use_bias:
-            bias = self.param("bias", named(nn.initializers.zeros_init(), self.axes[1]), (self.features,))
+            bias = param(self, "bias", zeros, self.axes[1:], (self.features,))
             y = y + bias.astype(self.dtype)
         return y
 
@@ -105,8 +110,8 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
-        scale = self.param("scale", named(nn.initializers.ones_init(), "norm"), (x.shape[-1],))
-        bias = self.param("bias", named(nn.initializers.zeros_init(), "norm"), (x.shape[-1],))
+        scale = param(self, "scale", ones, ("norm",), x.shape[-1:])
+        bias = param(self, "bias", zeros, ("norm",), x.shape[-1:])
         x32 = x.astype(jnp.float32)
         centred = x32 - x32.mean(-1, keepdims=True)
         variance = jnp.square(centred).mean(-1, keepdims=True)
@@ -123,8 +128,8 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        scale = self.param("scale", named(nn.initializers.ones_init(), "norm"), (x.shape[-1],))
-        bias = self.param("bias", named(nn.initializers.zeros_init(), "norm"), (x.shape[-1],))
+        scale = param(self, "scale", ones, ("norm",), x.shape[-1:])
+        bias = param(self, "bias", zeros, ("norm",), x.shape[-1:])
         b, h, w, c = x.shape
         grouped = x.astype(jnp.float32).reshape(b, h * w, self.groups, c // self.groups)
         centred = grouped - grouped.mean((1, 3), keepdims=True)

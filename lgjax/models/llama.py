@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 
 from lgjax.config import LlamaConfig
 from lgjax.models.attention import Kernel, attend
-from lgjax.models.layers import Linear, default_linear, named
+from lgjax.models.layers import Linear, default_linear, ones, param
 from lgjax.models.matmul import Packed, matmul_transposed, widen
 
 Hidden = Float[Array, "b t d"]
@@ -88,7 +88,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
-        scale = self.param("scale", named(nn.initializers.ones_init(), "norm"), (x.shape[-1],))
+        scale = param(self, "scale", ones, ("norm",), x.shape[-1:])
         x32 = x.astype(jnp.float32)
         y = x32 * jax.lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + self.eps)
         return scale.astype(self.dtype) * y.astype(self.dtype)
@@ -236,10 +236,9 @@ class Llama(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        self.embed_tokens = self.param(
-            "embed_tokens",
-            named(nn.initializers.normal(0.02), "vocab", "embed"),
-            (config.vocab_size, config.hidden_size),
+        shape = (config.vocab_size, config.hidden_size)
+        self.embed_tokens = param(
+            self, "embed_tokens", nn.initializers.normal(0.02), ("vocab", "embed"), shape
         )
         self.layers: Any
         # inside a scan nothing can be merged across iterations, so the barrier against it may go

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from lgjax.config import TransformerConfig
 from lgjax.models.deformable import DeformableAttention
-from lgjax.models.layers import Conv, GroupNorm, LayerNorm, Linear, named, stack_layers, xavier
+from lgjax.models.layers import Conv, GroupNorm, LayerNorm, Linear, param, stack_layers, xavier
 from lgjax.models.position import (
     LevelSizes,
     cell_centres,
@@ -129,9 +129,8 @@ class PixelEncoder(nn.Module):
         for i, source in enumerate(sources):
             self.sow("intermediates", f"input_proj{i}", source)
         level_sizes = tuple((s.shape[1], s.shape[2]) for s in sources)
-        level_embed = self.param(
-            "level_embed", named(nn.initializers.normal(1.0), None, "hidden"), (config.num_levels, width)
-        )
+        shape = (config.num_levels, width)
+        level_embed = param(self, "level_embed", nn.initializers.normal(1.0), (None, "hidden"), shape)
         sine = np.concatenate([sine_position_map(h, w, width) for h, w in level_sizes])
         level = np.repeat(np.arange(config.num_levels), [h * w for h, w in level_sizes])
         position = (jnp.asarray(sine) + level_embed.astype(jnp.float32)[level])[None].astype(dtype)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lgjax.config import PromptConfig
 from lgjax.models.decoder import Decoder
-from lgjax.models.layers import MLP, Linear, named
+from lgjax.models.layers import MLP, Linear, param
 from lgjax.models.pixel_encoder import PixelEncoder, PixelFeatures
 from lgjax.models.position import inverse_sigmoid
 from lgjax.models.swin import DropKeys, Swin
@@ -51,9 +51,9 @@ class Prompting(nn.Module):
         self.iou_prediction_head = MLP((width, width, 1), None, dtype=self.dtype)
         self.obj_projector = Linear(self.embed_size, ("hidden", "embed"), dtype=self.dtype)
         tokens = self.config.num_mask_tokens
-        self.mask_tokens = self.param("mask_tokens", named(normal, None, "hidden"), (tokens, width))
-        self.pb_embedding = self.param("pb_embedding", named(normal, None, "hidden"), (2, width))
-        self.label_enc = self.param("label_enc", named(normal, None, "hidden"), (2, width))
+        self.mask_tokens = param(self, "mask_tokens", normal, (None, "hidden"), (tokens, width))
+        self.pb_embedding = param(self, "pb_embedding", normal, (None, "hidden"), (2, width))
+        self.label_enc = param(self, "label_enc", normal, (None, "hidden"), (2, width))
 
     def encode(self, images: Float[Array, "b h w 3"], keys: DropKeys | None = None) -> PixelFeatures:
         """Normalised images with sides that are multiples of 32 -> features to keep with the image.

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from lgjax.config import SwinConfig
-from lgjax.models.layers import Conv, LayerNorm, Linear, named
+from lgjax.models.layers import Conv, LayerNorm, Linear, param
 
 DropKeys = Key[Array, " b"]  # random keys of samples, for stochastic depth
 _truncated = nn.initializers.truncated_normal(0.02)
@@ -57,11 +57,8 @@ class WindowAttention(nn.Module):
         """x holds windows; the windows of an image lie together, `mask` is one image's shift mask."""
         n, t, c = x.shape
         heads, width = self.num_heads, c // self.num_heads
-        table = self.param(
-            "relative_position_bias_table",
-            named(_truncated, None, "channel_heads"),
-            ((2 * self.window - 1) ** 2, heads),
-        )
+        shape = ((2 * self.window - 1) ** 2, heads)
+        table = param(self, "relative_position_bias_table", _truncated, (None, "channel_heads"), shape)
         qkv = Linear(
             3 * c, ("channels", "channels_out"), dtype=self.dtype, kernel_init=_truncated, name="qkv"
         )(x)
