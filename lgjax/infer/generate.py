@@ -1,7 +1,8 @@
-"""Prefill and decoding of the language model: two compiled programs for each pair of length buckets.
+"""Prefill and decoding of the language model, as programs for a few lengths of prompt and cache.
 
-The whole answer is decoded on the device. A row's ids do not depend on the other rows, on padding or on the
-bucket; each row has its own length, limit, temperature and random seed.
+A long prompt is read in chunks: less memory, less padding, and no programs for longer ones. The whole answer
+is decoded on the device. A row's ids do not depend on the other rows, on padding or on the bucket; each row
+has its own length, limit, temperature and random seed.
 Source: spec/language_model.md 11, 12, 17.
 """
 
@@ -20,6 +21,7 @@ from lgjax.config import SegState
 from lgjax.models.llama import Cache, LayerCache, Llama
 
 GREEDY_BELOW = 1e-4  # a lower temperature takes the best token
+PREFILL_CHUNK = 512  # positions of a prompt that are read at once
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,7 +100,8 @@ def prefill(
     """Write right-padded input embeddings into the cache; return the state after each row's last one.
 
     Row i holds `lengths[i]` >= 1 embeddings that belong to positions `starts[i]`, `starts[i]` + 1, ...
-    (default 0); what the cache holds before `starts` is kept and seen. The cache is donated.
+    (default 0); what the cache holds before `starts` is kept and seen. The cache is donated. `PREFILL_CHUNK`
+    embeddings are read at a time, and of the last ones no more than the bucket of the longest row asks for.
 
     Raises:
         ValueError: a row is empty, longer than the embeddings, or does not fit into the cache.
@@ -109,14 +112,27 @@ def prefill(
         raise ValueError(f"row lengths {lengths.tolist()} must be 1 to {embeds.shape[1]}, the padded length")
     if (starts + lengths).max() > cache_length(cache):
         raise ValueError(f"rows end at {(starts + lengths).tolist()}, the cache holds {cache_length(cache)}")
-    return _prefill(model, params, embeds, lengths, cache, starts)
+    longest = int(lengths.max())
+
+    def read(first: int, cache: Cache, least: int) -> tuple[jax.Array, Cache]:
+        size = min(PREFILL_CHUNK, coarse_bucket(longest - first, least))
+        part = embeds[:, first : first + size]
+        return _prefill(model, params, part, lengths - first, cache, starts + first)
+
+    state, cache = read(0, cache, 32)
+    for first in range(PREFILL_CHUNK, longest, PREFILL_CHUNK):
+        fresh, cache = read(first, cache, 128)  # what is left would rarely pay for a program of its own
+        # a row that ended before wrote beyond its end, where nothing sees it
+        state = jnp.where((lengths > first)[:, None], fresh, state)
+    return state, cache
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="cache")
 def _prefill(model: Llama, params: dict, embeds, lengths, cache, starts):
     positions = starts[:, None] + jnp.arange(embeds.shape[1])
     hidden, cache = model.apply({"params": params}, embeds, positions, cache=cache)
-    return jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0], cache
+    last = jnp.clip(lengths, 1, embeds.shape[1]) - 1
+    return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0], cache
 
 
 def decode(

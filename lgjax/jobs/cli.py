@@ -29,8 +29,8 @@ class Options:
         target: TPU slice: v5e:4x4, v6e:2x4, v5p:2x2x4, v4:2x2x4, tpu7x:2x2x1, ...
         slices: How many of these slices work together.
         gpu: GPUs instead of a TPU: h100x8, h100x16, ...
-        job: A step of training; the losses of held-out rows (eval); or a program of answering: read a prompt,
-            write a token, ground phrases.
+        job: A step of training; the losses of held-out rows (eval); or a program of answering: read a prompt
+            (512 positions of it at most), write a token, ground phrases.
         batch: Questions at once, of a job of answering.
         length: Positions of the cache, of a job of answering.
         search: Try several meshes and batch sizes of a step of training, and print the best.

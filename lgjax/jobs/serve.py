@@ -30,8 +30,9 @@ _REMEDIES = {
 def serve_job(kind: Kind, config: ModelConfig, mesh: Mesh, *, batch: int, length: int) -> Job:
     """A program of inference in bfloat16, its parameters on the mesh, everything else where XLA puts it.
 
-    batch: questions at once; length: positions of the cache; of these "prefill" reads all but the new tokens
-    and "decode" writes one, 256 at most. "ground" finds 8 phrases a picture, from the picture on.
+    batch: questions at once; length: positions of the cache, of which 256 are for new tokens. "prefill" reads
+    the rest or, of a long prompt, a chunk at its end; "decode" writes one token. "ground" finds 8 phrases a
+    picture, from the picture on.
 
     Raises:
         ValueError: the model cannot ground, or numbers that are too small.
@@ -48,13 +49,19 @@ def serve_job(kind: Kind, config: ModelConfig, mesh: Mesh, *, batch: int, length
             return lowered()
 
     return Job(
-        name=f"{kind} of {batch} questions" + ("" if kind == "ground" else f", {length} positions"),
+        name=f"{kind} of {batch} questions" + _positions(kind, length),
         lower=lower,
         arguments={"parameters": {name: params[name] for name in used}},
         flops=_flops(kind, config, params, batch, length),
         handled=_handled(kind, batch, length),
         remedies=_REMEDIES,
     )
+
+
+def _positions(kind: Kind, length: int) -> str:
+    if kind == "prefill":
+        return f", {_read(length)} of {length - NEW_TOKENS} positions"
+    return f", {length} positions" if kind == "decode" else ""
 
 
 def _parameters(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
@@ -82,9 +89,14 @@ def _whole(*shape: int) -> jax.ShapeDtypeStruct:
 
 def _prefill(config: ModelConfig, params: dict[str, Any], batch: int, length: int) -> Any:
     model, cache = _llama(config, batch, length)
-    embeds = jax.ShapeDtypeStruct((batch, length - NEW_TOKENS, config.llama.hidden_size), jnp.bfloat16)
+    embeds = jax.ShapeDtypeStruct((batch, _read(length), config.llama.hidden_size), jnp.bfloat16)
     inputs = params["llama"], embeds, _whole(batch), cache, _whole(batch)
     return lambda: generate._prefill.lower(model, *inputs), ("llama",)
+
+
+def _read(length: int) -> int:
+    """Positions that "prefill" reads."""
+    return min(length - NEW_TOKENS, generate.PREFILL_CHUNK)
 
 
 def _decode(config: ModelConfig, params: dict[str, Any], batch: int, length: int) -> Any:
@@ -124,27 +136,30 @@ def _ground(config: ModelConfig, params: dict[str, Any], batch: int, length: int
 
 
 def _flops(kind: Kind, config: ModelConfig, params: dict[str, Any], batch: int, length: int) -> float:
-    if kind == "decode":
-        llama = config.llama
+    if kind != "ground":
+        llama, decodes = config.llama, kind == "decode"
         kernels = sum(
-            math.prod(leaf.shape) for path, leaf in flattened(params["llama"]).items() if "kernel" in path
+            math.prod(leaf.shape)
+            for path, leaf in flattened(params["llama"]).items()
+            if "kernel" in path and (decodes or "lm_head" not in path)
         )
-        attention = 2 * llama.num_layers * llama.num_heads * llama.head_dim * length
-        return 2.0 * batch * (kernels + attention)
+        seen = length if decodes else length - NEW_TOKENS
+        attention = 2 * llama.num_layers * llama.num_heads * llama.head_dim * seen
+        return 2.0 * batch * (1 if decodes else _read(length)) * (kernels + attention)
     queries = config.grounding.num_queries if config.grounding is not None else 0
     parts = forward_flops(
         config,
         rows=batch,
-        length=length - NEW_TOKENS,
+        length=length,
         grounded_rows=batch,
         phrases=PHRASES,
         objects=2,
         prompts=0,
         queries=queries,
     )
-    return parts["llama" if kind == "prefill" else "grounding"]
+    return parts["grounding"]
 
 
 def _handled(kind: Kind, batch: int, length: int) -> dict[str, float]:
-    tokens = {"prefill": batch * (length - NEW_TOKENS), "decode": batch}
+    tokens = {"prefill": batch * _read(length), "decode": batch}
     return {"images": float(batch)} if kind == "ground" else {"tokens": float(tokens[kind])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -21,7 +22,8 @@ Hidden = Float[Array, "b t d"]
 Positions = Int[Array, "b t"]
 
 
-CHUNK = 128  # cache entries that one step of decoding looks at together
+BLOCK = 256  # entries of a cache that queries look at together
+FEW_QUERIES = 64  # of a row; CPUs copy the blocks of so few, and copies that fit into their caches are faster
 
 
 class LayerCache(NamedTuple):
@@ -94,41 +96,65 @@ class RMSNorm(nn.Module):
         return scale.astype(self.dtype) * y.astype(self.dtype)
 
 
-def attend_one(
-    q: Float[Array, "b kv group d"],
+def attend_cache(
+    q: Float[Array, "b t heads d"],
     keys: Float[Array, "b kv s d"],
     values: Float[Array, "b kv s d"],
-    positions: Int[Array, "b 1"],
-) -> Float[Array, "b kv group d"]:
-    """Attention of one query a row over cache entries 0..position, in chunks up to the furthest row only.
+    positions: Positions,
+) -> Float[Array, "b t heads d"]:
+    """Attention of each query over cache entries 0..position, in blocks up to the furthest query only.
 
-    The loop reads what is filled, not the whole cache, and keeps XLA for CPU from copying the cache into each
-    of its uses at every step. Softmax in float32, accumulated chunk by chunk.
+    The loop reads what is filled, not the whole cache, holds the scores of one block, and keeps XLA for CPU
+    from copying the cache into each of its uses at every step. Softmax in float32, added up block by block.
     """
-    length = keys.shape[2]
-    chunk = min(CHUNK, length)
-    lowest = jnp.finfo(jnp.float32).min
+    default = functools.partial(_attend_blocks, block=BLOCK)
+    if q.shape[1] > FEW_QUERIES:
+        return default(q, keys, values, positions)
+    small = functools.partial(_attend_blocks, block=max(32, 128 // len(q)))
+    return jax.lax.platform_dependent(q, keys, values, positions, cpu=small, default=default)
 
-    def step(c, carry):
+
+def _attend_blocks(
+    q: Float[Array, "b t heads d"],
+    keys: Float[Array, "b kv s d"],
+    values: Float[Array, "b kv s d"],
+    positions: Positions,
+    *,
+    block: int,
+) -> Float[Array, "b t heads d"]:
+    """The softmax of each query so far is its largest score, the sum of weights by it, and their mix."""
+    b, t, heads, d = q.shape
+    kv, length = keys.shape[1:3]
+    block = min(block, length)
+    lowest = jnp.finfo(jnp.float32).min
+    # the queries of all heads that share keys are rows of one product, head by head
+    q = q.reshape(b, t, kv, -1, d).transpose(0, 2, 3, 1, 4).reshape(b, kv, -1, d)
+    last = jnp.tile(positions, (1, heads // kv))[:, None, :, None]
+
+    def step(n, carry):
         best, total, mixed = carry
-        start = jnp.minimum(c * chunk, length - chunk)
-        index = start + jnp.arange(chunk)
-        visible = (index >= c * chunk) & (index <= positions)  # the last chunk may overlap the one before
-        part = jax.lax.dynamic_slice_in_dim(keys, start, chunk, 2)
-        scores = jnp.matmul(part, q.swapaxes(2, 3)).swapaxes(2, 3).astype(jnp.float32) * q.shape[-1] ** -0.5
-        scores = jnp.where(visible[:, None, None], scores, lowest)
+        start = jnp.minimum(n * block, length - block)
+        index = start + jnp.arange(block)
+        part = jax.lax.dynamic_slice_in_dim(keys, start, block, 2)
+        if t == 1:  # a product of one row takes twice as long as one of one column
+            scores = jnp.matmul(part, q.swapaxes(2, 3)).swapaxes(2, 3)
+        else:
+            scores = jnp.matmul(q, part.swapaxes(2, 3))
+        scores = scores.astype(jnp.float32) * d**-0.5
+        # the last block may overlap the one before; every query sees entry 0, so `best` is a real score
+        scores = jnp.where((index >= n * block) & (index <= last), scores, lowest)
         new_best = jnp.maximum(best, scores.max(-1, keepdims=True))
-        weights = jnp.where(visible[:, None, None], jnp.exp(scores - new_best), 0)
-        shrink = jnp.exp(best - new_best)
-        part = jax.lax.dynamic_slice_in_dim(values, start, chunk, 2)
+        weights, shrink = jnp.exp(scores - new_best), jnp.exp(best - new_best)
+        part = jax.lax.dynamic_slice_in_dim(values, start, block, 2)
         added = jnp.matmul(weights.astype(q.dtype), part).astype(jnp.float32)
         return new_best, total * shrink + weights.sum(-1, keepdims=True), mixed * shrink + added
 
-    chunks = jnp.minimum(positions.max(), length - 1) // chunk + 1
+    blocks = jnp.minimum(positions.max(), length - 1) // block + 1
     first = jnp.full((*q.shape[:-1], 1), lowest, jnp.float32)
-    start = (first, jnp.zeros_like(first), jnp.zeros(q.shape, jnp.float32))
-    _, total, mixed = jax.lax.fori_loop(0, chunks, step, start)
-    return (mixed / total).astype(q.dtype)
+    carry = first, jnp.zeros_like(first), jnp.zeros(q.shape, jnp.float32)
+    _, total, mixed = jax.lax.fori_loop(0, blocks, step, carry)
+    mixed = (mixed / total).astype(q.dtype).reshape(b, kv, -1, t, d)
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(b, t, heads, d)
 
 
 class LlamaAttention(nn.Module):
@@ -145,7 +171,7 @@ class LlamaAttention(nn.Module):
         positions: Positions,
         cos: Float32[Array, "b t half"],
         sin: Float32[Array, "b t half"],
-        visible: Bool[Array, "b t s"],
+        visible: Bool[Array, "b t t"] | None,
         cache: LayerCache | None,
     ) -> tuple[Hidden, LayerCache | None]:
         config = self.config
@@ -160,18 +186,15 @@ class LlamaAttention(nn.Module):
         v = linear("v_proj", kv * d, ("embed", "kv_heads"))(x).reshape(b, t, kv, d)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is None:
-            keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
+            assert visible is not None
+            mixed = attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), visible, self.kernel)
         else:
             row = jnp.arange(b)[:, None]
             # past the end: dropped, never moved onto another position
             keys = cache.keys.at[row, :, positions].set(k.astype(cache.keys.dtype), mode="drop")
             values = cache.values.at[row, :, positions].set(v.astype(cache.values.dtype), mode="drop")
             cache = LayerCache(keys, values)
-            keys, values = keys.astype(self.dtype), values.astype(self.dtype)
-        if cache is not None and t == 1:
-            mixed = attend_one(q.reshape(b, kv, heads // kv, d), keys, values, positions)
-        else:
-            mixed = attend(q, keys, values, visible, self.kernel if cache is None else "plain")
+            mixed = attend_cache(q, keys.astype(self.dtype), values.astype(self.dtype), positions)
         mixed = mixed.reshape(b, t, heads * d)
         return linear("o_proj", config.hidden_size, ("heads", "embed"))(mixed), cache
 
@@ -207,7 +230,7 @@ class LlamaLayer(nn.Module):
         positions: Positions,
         cos: Float32[Array, "b t half"],
         sin: Float32[Array, "b t half"],
-        visible: Bool[Array, "b t s"],
+        visible: Bool[Array, "b t t"] | None,
     ) -> tuple[Hidden, LayerCache | None]:
         self.sow("intermediates", "hidden_states", x)
         norm1 = RMSNorm(self.config.norm_eps, self.dtype, name="input_layernorm")
@@ -299,12 +322,10 @@ class Llama(nn.Module):
         angles = positions[..., None].astype(jnp.float32) * frequencies
         cos, sin = jnp.cos(angles), jnp.sin(angles)
         t = embeds.shape[1]
+        visible = None  # with a cache, positions tell
         if cache is None:
             visible = jnp.broadcast_to(jnp.tril(jnp.ones((t, t), bool)), (embeds.shape[0], t, t))
             visible = visible if key_mask is None else visible & key_mask[:, None]
-        else:
-            first = cache if isinstance(cache, LayerCache) else cache[0]
-            visible = jnp.arange(first.keys.shape[-2]) <= positions[..., None]
         x = nn.with_logical_constraint(embeds.astype(self.dtype), ("batch", "length", "embed"))
         if self.scan_layers:
             x, new_cache = self.layers(x, cache, positions, cos, sin, visible)

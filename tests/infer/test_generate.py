@@ -167,6 +167,39 @@ def test_a_second_turn_extends_the_cache():
     assert answers(second) == answers(run(wholes, room=64))
 
 
+@pytest.mark.parametrize("chunk", [1, 4, 9])
+def test_prompts_are_read_in_chunks_of_any_size(chunk, monkeypatch):
+    """Rows that end in the first chunk, in its last place, in a later one; then a further turn, as well."""
+    want = run(PROMPTS, room=64)
+    monkeypatch.setattr(generate, "PREFILL_CHUNK", chunk)
+    first = run(PROMPTS, length=16, room=64)
+    assert answers(first) == answers(want)
+    tight = run(PROMPTS, length=16, room=13, limits=[4] * 4)  # what is written for padding has no place
+    assert answers(tight) == [row[:4] for row in answers(want)]
+    new = [[21, 22, 23, 24, 25, 26, 27], [24], [25, 26, 27, 28], [29, 30]]
+    wholes = [p + a[:-1] + t for p, a, t in zip(PROMPTS, answers(first), new, strict=True)]
+    lengths, starts = np.array([len(row) for row in new]), np.asarray(first.cached)
+    hidden, _ = prefill(MODEL, PARAMS, embed(new, 8), lengths, first.cache, starts)
+    for row, whole in zip(hidden, wholes, strict=True):
+        np.testing.assert_allclose(row, states_of(whole)[-1], rtol=0, atol=2e-5)
+
+
+def test_chunks_share_a_program_and_leave_out_padding(monkeypatch):
+    """Of 300 embeddings in 512 places 256 are read at once and then 128; 500 need no further program."""
+    monkeypatch.setattr(generate, "PREFILL_CHUNK", 256)
+    read = []
+    program = generate._prefill
+    monkeypatch.setattr(
+        generate, "_prefill", lambda *given: read.append(given[2].shape[1]) or program(*given)
+    )
+    for length in (300, 500):
+        ids = (np.arange(length) % 80 + 3).tolist()
+        cache = init_cache(BASE, 1, 512)
+        hidden, _ = prefill(MODEL, PARAMS, embed([ids], 512), np.array([length]), cache)
+        np.testing.assert_allclose(hidden[0], states_of(ids)[-1], rtol=0, atol=5e-5)
+    assert read == [256, 128, 256, 256]
+
+
 def test_a_changed_turn_overwrites_what_followed():
     """Start again from a common prefix: entries of the old continuation must not be seen."""
     first = run([[5, 9, 33, 60, 61, 62, 63]], room=40)
@@ -302,14 +335,16 @@ def test_chunks_of_any_size_give_the_same(seg_state):
     assert generate._advance._cache_size() == before  # nor did the first call compile more than one
 
 
-def test_scanned_layers_generate_the_same():
+def test_scanned_layers_generate_the_same(monkeypatch):
     from lgjax.models.layers import stack_layers
 
     model, params = Llama(BASE, scan_layers=True), stack_layers(PARAMS)
     lengths = np.array([len(row) for row in PROMPTS])
     cache = init_cache(BASE, 4, 40, scan_layers=True)
+    monkeypatch.setattr(generate, "PREFILL_CHUNK", 4)
     hidden, cache = prefill(model, params, embed(PROMPTS), lengths, cache)
     out = decode(model, params, SIZES, hidden, cache, lengths, np.full(4, 12))
+    monkeypatch.undo()
     assert answers(out) == answers(run(PROMPTS))
 
 

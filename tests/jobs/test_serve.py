@@ -6,6 +6,7 @@ import dataclasses
 import math
 
 import jax
+import numpy as np
 import pytest
 
 from lgjax.config import debug
@@ -73,6 +74,10 @@ def test_operations_grow_with_questions_and_with_what_is_read():
     for kind in kinds:
         assert flops(kind, 4, LENGTH) == pytest.approx(2 * flops(kind, 2, LENGTH))
     assert flops("prefill", 1, NEW_TOKENS + 128) > 2 * flops("prefill", 1, NEW_TOKENS + 64)
+    long = serve_job("prefill", micro_model(), make_mesh(), batch=1, length=NEW_TOKENS + 1024)
+    assert long.handled == {"tokens": 512.0} and "512 of 1024 positions" in long.name
+    lengths = np.array([flops("prefill", 1, NEW_TOKENS + seen) for seen in (512, 1024, 1536)])
+    assert np.ptp(np.diff(lengths)) == 0 and 0 < np.diff(lengths)[0] < lengths[0]  # as many, that see more
     assert flops("ground", 1, 512) == flops("ground", 1, LENGTH)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lgjax.models.layers import stack_layers, unstack_layers
-from lgjax.models.llama import Llama, attend_one, init_cache, rope_frequencies
+from lgjax.models.llama import Llama, attend_cache, init_cache, rope_frequencies
 from lgjax.models.matmul import bfloat16_bits
 from tests.models.tiny_llama import BASE, CONFIGS, hugging_face, parameters, random_parameters
 
@@ -95,23 +95,25 @@ def test_cached_steps_equal_full_forward(config):
         np.testing.assert_allclose(hidden[:, 0], want[np.arange(3), at], rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("length", [1, 100, 128, 300, 384])
-def test_one_query_equals_float64_attention(length):
-    """Caches shorter than a chunk, exact multiples and others; what lies beyond a row is huge."""
+@pytest.mark.parametrize("queries", [1, 5, 70])
+@pytest.mark.parametrize("length", [70, 100, 256, 300, 768, 800])
+def test_attention_to_a_cache_equals_float64(length, queries):
+    """Caches shorter than a block, exact multiples and others; few queries and many; hidden ones are huge."""
     rng = np.random.default_rng(length)
-    positions = np.array([0, length // 3, length // 2, length - 1])
-    q = rng.normal(size=(4, 2, 3, 8)).astype(np.float32)
+    firsts = (length - queries) * np.arange(4) // 3
+    positions = firsts[:, None] + np.arange(queries)
+    q = rng.normal(size=(4, queries, 6, 8)).astype(np.float32)
     keys, values = rng.normal(size=(2, 4, 2, length, 8)).astype(np.float32)
-    for row, position in enumerate(positions):
-        keys[row, :, position + 1 :] *= 1e4
-        values[row, :, position + 1 :] *= 1e4
-    got = jax.jit(attend_one)(*map(jnp.asarray, (q, keys, values)), jnp.asarray(positions[:, None]))
-    for row, position in enumerate(positions):
-        k, v = (x[row, :, : position + 1].astype(np.float64) for x in (keys, values))
-        scores = np.einsum("kgd,ksd->kgs", q[row], k) / np.sqrt(8)
+    for row, last in enumerate(positions[:, -1]):
+        keys[row, :, last + 1 :] *= 1e4
+        values[row, :, last + 1 :] *= 1e4
+    got = jax.jit(attend_cache)(*map(jnp.asarray, (q, keys, values, positions)))
+    for row, query in np.ndindex(*positions.shape):
+        k, v = (x[row, :, : positions[row, query] + 1].astype(np.float64) for x in (keys, values))
+        scores = np.einsum("kgd,ksd->kgs", q[row, query].reshape(2, 3, 8), k) / np.sqrt(8)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         want = np.einsum("kgs,ksd->kgd", weights / weights.sum(-1, keepdims=True), v)
-        np.testing.assert_allclose(got[row], want, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(got[row, query], want.reshape(6, 8), rtol=0, atol=1e-5)
 
 
 def test_prefill_in_parts_equals_whole():
