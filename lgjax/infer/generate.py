@@ -1,7 +1,7 @@
 """Prefill and decoding of the language model, as programs for a few lengths of prompt and cache.
 
-A long prompt is read in chunks: less memory, less padding, and no programs for longer ones. The whole answer
-is decoded on the device. A row's ids do not depend on the other rows, on padding or on the bucket; each row
+A long prompt is read in chunks, which takes less memory and less padding. The whole answer is decoded on the
+device. A row's ids do not depend, but for rounding, on the other rows, on padding or on the bucket; each row
 has its own length, limit, temperature and random seed.
 Source: spec/language_model.md 11, 12, 17.
 """
@@ -101,7 +101,7 @@ def prefill(
 
     Row i holds `lengths[i]` >= 1 embeddings that belong to positions `starts[i]`, `starts[i]` + 1, ...
     (default 0); what the cache holds before `starts` is kept and seen. The cache is donated. `PREFILL_CHUNK`
-    embeddings are read at a time, and of the last ones no more than the bucket of the longest row asks for.
+    embeddings are read at a time; the last chunk is as long as what is left of the longest row, in a bucket.
 
     Raises:
         ValueError: a row is empty, longer than the embeddings, or does not fit into the cache.

@@ -31,8 +31,8 @@ def serve_job(kind: Kind, config: ModelConfig, mesh: Mesh, *, batch: int, length
     """A program of inference in bfloat16, its parameters on the mesh, everything else where XLA puts it.
 
     batch: questions at once; length: positions of the cache, of which 256 are for new tokens. "prefill" reads
-    the rest or, of a long prompt, a chunk at its end; "decode" writes one token. "ground" finds 8 phrases a
-    picture, from the picture on.
+    the rest or, of a long prompt, a whole chunk that sees all of it, the dearest one; "decode" writes one
+    token. "ground" finds 8 phrases a picture, from the picture on.
 
     Raises:
         ValueError: the model cannot ground, or numbers that are too small.

@@ -23,7 +23,10 @@ Positions = Int[Array, "b t"]
 
 
 BLOCK = 256  # entries of a cache that queries look at together
-FEW_QUERIES = 64  # of a row; CPUs copy the blocks of so few, and copies that fit into their caches are faster
+FEW_QUERIES = 64  # of a row: up to so many, smaller blocks are faster on CPUs
+SMALL_BLOCK = (
+    128  # entries of all rows together; XLA for CPU copies a block, and this fits into a CPU's cache
+)
 
 
 class LayerCache(NamedTuple):
@@ -110,7 +113,7 @@ def attend_cache(
     default = functools.partial(_attend_blocks, block=BLOCK)
     if q.shape[1] > FEW_QUERIES:
         return default(q, keys, values, positions)
-    small = functools.partial(_attend_blocks, block=max(32, 128 // len(q)))
+    small = functools.partial(_attend_blocks, block=max(32, SMALL_BLOCK // len(q)))
     return jax.lax.platform_dependent(q, keys, values, positions, cpu=small, default=default)
 
 
@@ -122,7 +125,11 @@ def _attend_blocks(
     *,
     block: int,
 ) -> Float[Array, "b t heads d"]:
-    """The softmax of each query so far is its largest score, the sum of weights by it, and their mix."""
+    """The same with blocks of so many entries.
+
+    Carried from block to block: the largest score of each query, the sum of its weights exp(score - largest),
+    and the sum of the values by these weights.
+    """
     b, t, heads, d = q.shape
     kv, length = keys.shape[1:3]
     block = min(block, length)
@@ -136,7 +143,7 @@ def _attend_blocks(
         start = jnp.minimum(n * block, length - block)
         index = start + jnp.arange(block)
         part = jax.lax.dynamic_slice_in_dim(keys, start, block, 2)
-        if t == 1:  # a product of one row takes twice as long as one of one column
+        if t == 1:  # on CPUs a product of one row takes twice as long as one of one column
             scores = jnp.matmul(part, q.swapaxes(2, 3)).swapaxes(2, 3)
         else:
             scores = jnp.matmul(q, part.swapaxes(2, 3))
@@ -186,7 +193,7 @@ class LlamaAttention(nn.Module):
         v = linear("v_proj", kv * d, ("embed", "kv_heads"))(x).reshape(b, t, kv, d)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is None:
-            assert visible is not None
+            assert visible is not None  # `Llama` leaves it out only where there is a cache
             mixed = attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), visible, self.kernel)
         else:
             row = jnp.arange(b)[:, None]
