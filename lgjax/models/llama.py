@@ -24,9 +24,7 @@ Positions = Int[Array, "b t"]
 
 BLOCK = 256  # entries of a cache that queries look at together
 FEW_QUERIES = 64  # of a row: up to so many, smaller blocks are faster on CPUs
-SMALL_BLOCK = (
-    128  # entries of all rows together; XLA for CPU copies a block, and this fits into a CPU's cache
-)
+SMALL_BLOCK = 128  # entries of all rows; XLA for CPU copies a block, and so many fit into a CPU's cache
 
 
 class LayerCache(NamedTuple):
