@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from lgjax.losses import points as point_sampling
 from lgjax.losses.boxes import generalized_iou
 from lgjax.losses.matching import assign_all
+from lgjax.models.decoder import mask_logits
 from lgjax.models.grounding import Prediction
 from lgjax.models.position import cxcywh_to_xyxy
 
@@ -194,7 +195,7 @@ def mask_losses(
 
     Source: spec/grounding_model.md 10; spec/visual_prompts.md 7.4.
     """
-    logits = jnp.einsum("btc,bhwc->bthw", embedding, mask_features)
+    logits = mask_logits(embedding, mask_features)
     over, extra = points
     uncertain = int(point_sampling.IMPORTANCE * (over.shape[2] // point_sampling.OVERSAMPLE))
     chosen = point_sampling.uncertain_points(logits, over, extra, uncertain)

@@ -179,7 +179,8 @@ def mask_logits(
 ) -> Float[Array, "b q h w"]:
     """Masks of queries at stride 4, as logits in float32."""
     b, h, w, c = mask_features.shape
-    # channels first: 1.5 times faster on CPUs than a product with channels-last features
-    features = mask_features.reshape(b, h * w, c).swapaxes(1, 2)
-    masks = jnp.einsum("bqc,bcn->bqn", mask_embedding, features, preferred_element_type=jnp.float32)
-    return masks.reshape(b, -1, h, w)
+    # pixels first, then the few numbers of each are turned over: faster on CPUs for 8 to 100 queries
+    masks = jnp.einsum(
+        "bnc,bqc->bnq", mask_features.reshape(b, h * w, c), mask_embedding, preferred_element_type=jnp.float32
+    )
+    return masks.swapaxes(1, 2).reshape(b, -1, h, w)

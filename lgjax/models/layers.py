@@ -130,12 +130,18 @@ class GroupNorm(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         scale = param(self, "scale", ones, ("norm",), x.shape[-1:])
         bias = param(self, "bias", zeros, ("norm",), x.shape[-1:])
-        b, h, w, c = x.shape
-        grouped = x.astype(jnp.float32).reshape(b, h * w, self.groups, c // self.groups)
-        centred = grouped - grouped.mean((1, 3), keepdims=True)
-        variance = jnp.square(centred).mean((1, 3), keepdims=True)
-        y = (centred * jax.lax.rsqrt(variance + self.eps)).reshape(b, h, w, c) * scale + bias
-        return y.astype(self.dtype)
+        b, _, _, c = x.shape
+
+        def group_mean(values: jax.Array) -> jax.Array:
+            # channel by channel first, which is fast and exact
+            groups = values.mean((1, 2)).reshape(b, self.groups, -1)
+            means = jnp.broadcast_to(groups.mean(-1, keepdims=True), groups.shape).reshape(b, 1, 1, c)
+            return jax.lax.optimization_barrier(means)  # XLA would compute them again for every pixel
+
+        x32 = x.astype(jnp.float32)
+        mean = group_mean(x32)
+        factor = jax.lax.rsqrt(group_mean(jnp.square(x32 - mean)) + self.eps) * scale
+        return (x32 * factor + (bias - mean * factor)).astype(self.dtype)
 
 
 class MLP(nn.Module):

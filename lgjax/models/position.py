@@ -74,14 +74,13 @@ def anchor_logits(level_sizes: LevelSizes) -> np.ndarray:
 def sine_box_code(boxes: Float[Array, "*b q 4"], features: int) -> Float[Array, "*b q f"]:
     """Sine code of (cx, cy, w, h) boxes in [0, 1]: `features` numbers for each of cy, cx, w, h in turn.
 
+    `features` is even: sines and cosines take turns.
     Source: spec/grounding_model.md 5.3.
     """
-    divisors = jnp.asarray(_divisors(features), jnp.float32)
+    divisors = jnp.asarray(_divisors(features)[::2], jnp.float32)  # a sine and a cosine share each
     ordered = jnp.stack([boxes[..., 1], boxes[..., 0], boxes[..., 2], boxes[..., 3]], -1)
     angles = ordered[..., None] * (2 * math.pi) / divisors
-    even = jnp.arange(features) % 2 == 0
-    codes = jnp.where(even, jnp.sin(angles), jnp.cos(angles))
-    return codes.reshape(*boxes.shape[:-1], 4 * features)
+    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], -1).reshape(*boxes.shape[:-1], 4 * features)
 
 
 def inverse_sigmoid(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
