@@ -61,7 +61,15 @@ CASES = (
         agrees=True,
         remark="other phrases in a picture whose features are kept, against starting with the picture again",
     ),
-    Case(name="prompt"),
+    Case(
+        name="prompt",
+        rival=TORCH,
+        agrees=True,
+        remark=(
+            "torch is the same model, put together from Swin and layers of Deformable DETR of transformers: "
+            "same weights, picture, regions"
+        ),
+    ),
     Case(
         name="clip",
         rival=TORCH,

@@ -8,11 +8,14 @@ import json as jsonlib
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from lgjax.bench.cases import CASES, OURS, Dtype, Name, Preset
+
+if TYPE_CHECKING:
+    from lgjax.bench.report import Run
 
 LIBRARIES = ("jax", "jaxlib", "numpy", "torch", "transformers")
 
@@ -35,7 +38,7 @@ def bench(
     that was taken. "compile" is what the first time took beyond the others; nothing is read from a cache of
     compiled programs. What a case is compared with runs in turn with it, bound to the same cores, and the
     ratio is the median of the ratios of pairs. A case that fails is told and the others go on; the exit
-    status is then 1.
+    status is then 1. Ctrl-C prints what was measured so far (status 130).
 
     Args:
         cases: Which ones (default: all): grounding, grounding-again, prompt, clip, prefill, decode,
@@ -48,7 +51,7 @@ def bench(
         runs: How often each is timed, after two times to warm up.
         dtype: Numbers of the weights of the language model in prefill, decode and decode-batch; "int8" and
             "int4" are those of `lgjax convert --quantize`.
-        json: A file for all figures.
+        json: A file for all figures, written after every case.
     """
     if runs < 1:
         raise ValueError(f"--runs {runs}: there must be at least one")
@@ -75,12 +78,7 @@ def bench(
         raise ValueError(
             f"--against torch compares CPUs, jax takes {top.platform} here; set JAX_PLATFORMS=cpu"
         )
-    results = []
-    for case in chosen:
-        _tell(f"measuring {case.name}")
-        results.append(run.measure(case, setting, top, runs=runs, against=against is not None))
-        if results[-1].error is not None:
-            _tell(f"{case.name} failed: {results[-1].error}")
+    results: list[run.Result] = []
     found = report.Run(
         machine=known,
         one=one,
@@ -90,15 +88,35 @@ def bench(
         models=described(sizes_of(model)),
         runs=runs,
         versions=versions,
+        asked=[case.name for case in chosen],
         results=results,
     )
-    print(report.as_markdown(found))
-    if json is not None:
-        unfinished = json.with_name(json.name + ".unfinished")
-        unfinished.write_text(jsonlib.dumps(report.as_json(found), indent=1) + "\n", encoding="utf-8")
-        unfinished.rename(json)
+    try:
+        _keep(found, json)
+        for case in chosen:
+            _tell(f"measuring {case.name}")
+            results.append(run.measure(case, setting, top, runs=runs, against=against is not None))
+            if results[-1].error is not None:
+                _tell(f"{case.name} failed: {results[-1].error}")
+            _keep(found, json)
+    finally:
+        print(report.as_markdown(found))
     if found.failed:
         raise SystemExit(1)
+
+
+def _keep(found: Run, file: Path | None) -> None:
+    """Write what was found so far; a file that is there is replaced as a whole."""
+    from lgjax.bench import report
+
+    if file is None:
+        return
+    unfinished = file.with_name(file.name + ".unfinished")
+    try:
+        unfinished.write_text(jsonlib.dumps(report.as_json(found), indent=1) + "\n", encoding="utf-8")
+        unfinished.rename(file)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _tell(line: str) -> None:

@@ -19,7 +19,7 @@ class Run:
     """Everything that a run of the command found.
 
     machine: see `machine.described`; one, top: ceilings of one core and of the cores that were used; models:
-    sizes in a sentence; versions: of the libraries.
+    sizes in a sentence; versions: of the libraries; asked: names of all cases; results: of those so far.
     """
 
     machine: dict[str, Any]
@@ -30,7 +30,13 @@ class Run:
     models: str
     runs: int
     versions: dict[str, str]
+    asked: Sequence[str]
     results: Sequence[Result]
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of the cases that a run which was interrupted did not come to."""
+        return [name for name in self.asked if name not in [result.case.name for result in self.results]]
 
     @property
     def failed(self) -> list[str]:
@@ -53,6 +59,7 @@ def as_json(run: Run) -> dict[str, Any]:
         "versions": run.versions,
         "cases": [_case(result) for result in run.results],
         "failed": run.failed,
+        "missing": run.missing,
     }
 
 
@@ -108,6 +115,7 @@ def as_markdown(run: Run) -> str:
     lines += ["", *(f"- {result.case.name}: {_what(result)}" for result in run.results if result.sides)]
     lines += ["", *(f"- {note}" for note in notes)] if notes else []
     faults = [f"- {result.case.name} failed: {result.error}" for result in run.results if result.error]
+    faults += [f"- {name} was not measured: the run was interrupted" for name in run.missing]
     return "\n".join([*lines, *(["", *faults] if faults else [])])
 
 

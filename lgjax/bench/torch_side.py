@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
+import numpy as np
 import torch
 import transformers
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from lgjax.bench import torch_vision
 from lgjax.bench.cases import Dtype, Sizes
 from lgjax.bench.language import COMPARED, prompt_ids
 from lgjax.bench.timing import Facts, Work, timed
-from lgjax.bench.vision import canvas, clip_view
-from lgjax.bench.weights import checkpoint_tensors
+from lgjax.bench.vision import canvas, clip_view, regions, sample
+from lgjax.bench.weights import checkpoint_tensors, parameters
+from lgjax.models.grounding import normalize_pixels
+from lgjax.models.pixel_encoder import level_sizes_of
 
 
 def mask2former(sizes: Sizes) -> Work:
@@ -88,12 +93,29 @@ def clip(sizes: Sizes) -> Work:
         found[:] = [torch.nn.functional.linear(states, projector["weight"], projector["bias"])]
 
     def facts() -> Facts:
-        flat = found[0].numpy().ravel()
-        return Facts(
-            what="CLIPVisionModel",
-            compiles=False,
-            output=[float(v) for v in flat[:: max(1, flat.size // 512)]],
-        )
+        return Facts(what="CLIPVisionModel", compiles=False, output=sample(found[0].numpy()))
+
+    return Work(timed(run), facts)
+
+
+def prompt(sizes: Sizes) -> Work:
+    """A picture and regions in it: an embedding and a mask for each."""
+    model = sizes.config.prompt
+    assert model is not None
+    network = torch_vision.Prompting(model, parameters(sizes.config, "prompt")["prompt"])
+    pixels = np.asarray(normalize_pixels(jnp.asarray(canvas(model.image_size)))).transpose(0, 3, 1, 2)
+    levels = torch_vision.Levels.of(level_sizes_of(*[side // 4 for side in pixels.shape[2:]])[::-1])
+    inputs = [torch.tensor(value) for value in (pixels, *regions(sizes))]
+    found: list[torch.Tensor] = []
+
+    @torch.inference_mode()
+    def run() -> None:
+        found[:] = network(*inputs, levels)
+
+    def facts() -> Facts:
+        objects, masks = (part.numpy()[:, : sizes.prompts] for part in found)
+        output = [*sample(objects), *sample(masks.mean((2, 3)))]
+        return Facts(what="Swin and layers of Deformable DETR", compiles=False, output=output)
 
     return Work(timed(run), facts)
 

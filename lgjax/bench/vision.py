@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import jax
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int32, UInt8
 
 from lgjax.bench.cases import Sizes
 from lgjax.bench.timing import Facts, Work, timed
@@ -22,6 +21,18 @@ def canvas(side: int) -> UInt8[np.ndarray, "1 side side 3"]:
 def clip_view(side: int) -> Float32[np.ndarray, "1 side side 3"]:
     """The same for the vision tower, normalised."""
     return np.random.default_rng(2).standard_normal((1, side, side, 3), np.float32)
+
+
+def regions(sizes: Sizes) -> tuple[Float32[np.ndarray, "1 n 4"], Int32[np.ndarray, "1 n"]]:
+    """Clicks and boxes, as many as the engine pads them to, and which of them are boxes."""
+    room = generate.bucket(sizes.prompts, 4)
+    boxes = np.random.default_rng(4).uniform(0.2, 0.4, (1, room, 4)).astype(np.float32)
+    return boxes, (np.arange(room)[None] % 2).astype(np.int32)
+
+
+def sample(values: np.ndarray) -> list[float]:
+    """Some 512 of many values, to be compared."""
+    return [float(value) for value in values.ravel()[:: max(1, values.size // 512)]]
 
 
 def operations(sizes: Sizes, *, rows: int = 1, length: int = 1, phrases: int = 0, prompts: int = 0) -> dict:
@@ -92,21 +103,21 @@ def prompt(sizes: Sizes) -> Work:
     config, model = sizes.config, sizes.config.prompt
     assert model is not None
     params, pixels = parameters(config, "prompt"), canvas(model.image_size)
-    room = generate.bucket(sizes.prompts, 4)
-    rng = np.random.default_rng(4)
-    regions = rng.uniform(0.2, 0.4, (1, room, 4)).astype(np.float32)
-    is_box = (np.arange(room)[None] % 2).astype(np.int32)
-    real = np.arange(room)[None] < sizes.prompts
+    boxes, is_box = regions(sizes)
+    real = np.arange(boxes.shape[1])[None] < sizes.prompts
+    found: list[np.ndarray] = []
 
     def run() -> None:
         features = engine.encode_prompting(config, params, pixels)
-        jax.block_until_ready(engine.read_prompts(config, params, features, regions, is_box, real))
+        out = engine.read_prompts(config, params, features, boxes, is_box, real)
+        found[:] = [np.asarray(part)[:, : sizes.prompts] for part in out]
 
     side = model.image_size
     return Work(
         timed(run),
         lambda: Facts(
             what=f"a new picture of {side} x {side}, {sizes.prompts} regions, float32",
+            output=[*sample(found[0]), *sample(found[1].mean((2, 3)))],
             flops=operations(sizes, prompts=sizes.prompts)["prompt"],
             num_bytes=num_bytes(params, pixels),
             handled={"pictures": 1},
@@ -129,7 +140,7 @@ def clip(sizes: Sizes) -> Work:
         timed(run),
         lambda: Facts(
             what=f"a picture of {side} x {side}, {config.clip.used_layers} layers and the projector, float32",
-            output=[float(value) for value in found[0].ravel()[:: max(1, found[0].size // 512)]],
+            output=sample(found[0]),
             flops=forward["clip"] + forward["projector"],
             num_bytes=num_bytes(params, pixels),
             handled={"pictures": 1},

@@ -62,6 +62,8 @@ def prepare(case: Name, side: str, setting: Setting) -> Work:
         match case:
             case "grounding":
                 return torch_side.mask2former(sizes)
+            case "prompt":
+                return torch_side.prompt(sizes)
             case "clip":
                 return torch_side.clip(sizes)
             case "prefill":

@@ -49,7 +49,7 @@ def serve_job(kind: Kind, config: ModelConfig, mesh: Mesh, *, batch: int, length
             return lowered()
 
     return Job(
-        name=f"{kind} of {batch} questions" + _positions(kind, length),
+        name=f"{kind} of {batch} question{'s' * (batch != 1)}" + _positions(kind, length),
         lower=lower,
         arguments={"parameters": {name: params[name] for name in used}},
         flops=_flops(kind, config, params, batch, length),

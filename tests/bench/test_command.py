@@ -48,6 +48,32 @@ def test_a_case_beside_torch(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["found.json"]
 
 
+def test_visual_prompts_find_the_same_as_in_torch():
+    pytest.importorskip("torch")
+    found = run.measure(KNOWN["prompt"], SETTING, TOP, runs=1, against=True)
+    assert found.error is None and found.apart is not None and found.apart < 1e-4
+    assert len(found.sides[TORCH].facts["output"]) > 300  # numbers of embeddings, and areas of masks
+
+
+def test_an_interruption_keeps_what_was_measured(tmp_path, capsys, monkeypatch):
+    def measured(case, setting, top, *, runs, against):
+        if case.name == "clip":
+            raise KeyboardInterrupt
+        return run.Result(case=case, sides={}, error="lgjax: no memory")
+
+    monkeypatch.setattr(run, "measure", measured)
+    monkeypatch.setattr(run, "measure_machine", lambda setting: TOP)
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "prompt", "clip", "--json", str(tmp_path / "found.json")])
+    printed = capsys.readouterr().out
+    assert ended.value.code == 130 and "- prompt failed" in printed
+    assert "- clip was not measured: the run was interrupted" in printed
+    found = json.loads((tmp_path / "found.json").read_text())
+    jsonschema.validate(found, SCHEMA)
+    assert [case["case"] for case in found["cases"]] == ["prompt"] and found["missing"] == ["clip"]
+    assert [path.name for path in tmp_path.iterdir()] == ["found.json"]
+
+
 def test_without_torch_there_is_one_line(capsys, monkeypatch):
     plain = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else plain(name))
@@ -100,8 +126,8 @@ def test_a_failed_case_does_not_end_the_run(tmp_path, capsys, monkeypatch):
 def test_faults_of_a_process_are_told_in_a_line():
     pytest.importorskip("torch")
     with (
-        run.working(Job(case="prompt", side=TORCH, setting=SETTING)) as worker,
-        pytest.raises(run.Failure, match="torch: there is nothing of PyTorch to compare prompt with"),
+        run.working(Job(case="chat", side=TORCH, setting=SETTING)) as worker,
+        pytest.raises(run.Failure, match="torch: there is nothing of PyTorch to compare chat with"),
     ):
         worker.hear()
     with run.working(Job(case="clip", side=OURS, setting=SETTING)) as worker:

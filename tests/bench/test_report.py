@@ -61,7 +61,7 @@ CASE = {
 }
 SCHEMA = {
     "type": "object",
-    "required": ["machine", "ceilings", "preset", "models", "runs", "versions", "cases", "failed"],
+    "required": ["machine", "ceilings", "preset", "models", "runs", "versions", "cases", "failed", "missing"],
     "properties": {
         "machine": {"type": "object", "required": ["processor", "cores", "memory_bytes", "load_at_start"]},
         "ceilings": {
@@ -72,6 +72,7 @@ SCHEMA = {
         "runs": {"type": "integer", "minimum": 1},
         "cases": {"type": "array", "items": CASE},
         "failed": {"type": "array", "items": {"type": "string"}},
+        "missing": {"type": "array", "items": {"enum": [case.name for case in CASES]}},
     },
 }
 
@@ -115,6 +116,7 @@ def made_up() -> report.Run:
         models="small ones",
         runs=3,
         versions={"lgjax": "0", "jax": "1"},
+        asked=[result.case.name for result in results],
         results=results,
     )
 
