@@ -75,6 +75,7 @@ def sine_box_code(boxes: Float[Array, "*b q 4"], features: int) -> Float[Array, 
     """Sine code of (cx, cy, w, h) boxes in [0, 1]: `features` numbers for each of cy, cx, w, h in turn.
 
     `features` is even: sines and cosines take turns.
+
     Source: spec/grounding_model.md 5.3.
     """
     divisors = jnp.asarray(_divisors(features)[::2], jnp.float32)  # a sine and a cosine share each
