@@ -166,18 +166,20 @@ def low_rank(
 
 
 def matmul(x: Float[Array, "*batch i"], kernel: Kernel) -> Float[Array, "*batch o"]:
-    """Return x @ kernel in the dtype of `x`; packed kernels are summed in float32 and are constants."""
-    if isinstance(kernel, LowRank):
-        rows = x.reshape(-1, x.shape[-1])  # the gradient of a product over two axes copies `x` on CPUs
-        change = matmul(matmul(rows, kernel.down), kernel.up)
-        base = kernel.base
-        y = _frozen(rows, base, change) if isinstance(base, Packed) else matmul(rows, base) + change
-        return y.reshape(*x.shape[:-1], y.shape[-1])
+    """Return x @ kernel in the dtype of `x`, the kernel of one layer.
+
+    Packed kernels are summed in float32 and are constants.
+    """
     if isinstance(kernel, Packed):
         return _frozen(x, kernel)
+    if x.ndim > 2:  # on CPUs the gradient of a product with several batch axes copies that of its output
+        y = matmul(x.reshape(-1, x.shape[-1]), kernel)
+        return y.reshape(*x.shape[:-1], y.shape[-1])
+    if isinstance(kernel, LowRank):
+        change, base = matmul(matmul(x, kernel.down), kernel.up), kernel.base
+        return _frozen(x, base, change) if isinstance(base, Packed) else matmul(x, base) + change
     kernel = kernel.astype(x.dtype)
-    single = x.size == x.shape[-1] and kernel.ndim == 2
-    if not single or x.dtype != jnp.float32 or kernel.size < MATVEC_SIZE:
+    if x.size != x.shape[-1] or x.dtype != jnp.float32 or kernel.size < MATVEC_SIZE:
         return jnp.matmul(x, kernel)
     return _float_row(x, kernel)
 

@@ -138,6 +138,19 @@ def test_a_row_and_a_large_kernel_of_floats(size, out):
     assert_product(to_kernel, x64.T, np.asarray(y[0], np.float64))
 
 
+@pytest.mark.parametrize("rows", [(0,), (0, 3), (3, 0, 2)])
+def test_no_rows_have_no_products(rows):
+    assert matmul(jnp.zeros((*rows, 1024)), normal(0, 1024, 2048)).shape == (*rows, 2048)
+
+
+def test_the_gradient_over_several_axes_copies_nothing():
+    x, kernel, back = normal(0, 4, 64, 48), normal(1, 48, 96), normal(2, 4, 64, 96)
+    to_kernel = jax.jit(lambda kernel, back: jax.vjp(lambda k: matmul(x, k), kernel)[1](back)[0])
+    assert "copy" not in to_kernel.lower(kernel, back).compile().as_text()
+    exact = np.einsum("abi,abo->io", np.asarray(x, np.float64), np.asarray(back, np.float64))
+    np.testing.assert_allclose(to_kernel(kernel, back), exact, atol=1e-4)
+
+
 def test_every_bit_pattern_widens_exactly():
     bits = np.arange(2**16, dtype=np.uint16).reshape(64, -1)
     want = bits.view(jnp.bfloat16).astype(np.float32)

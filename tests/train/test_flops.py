@@ -210,9 +210,10 @@ def test_every_product_of_the_traced_model_is_counted(name: str, part: str):
 
 # XLA also counts norms and activations: next to nothing in wide networks, a sixth where 16 to 64 channels
 # stand beside them. It leaves out what convolutions multiply with padding, and the heads of the initial
-# queries, which are those of the proposals again: that is why a count may be a little lower.
+# queries, which are those of the proposals again: that is why a count may be a little lower. An error
+# function is one operation to it.
 @pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("name, least, most", [("debug", 1.0, 1.18), ("wide", 0.985, 1.01)])
+@pytest.mark.parametrize("name, least, most", [("debug", 1.0, 1.18), ("wide", 0.975, 1.01)])
 def test_xla_counts_as_much(name: str, least: float, most: float, part: str):
     config, sizes = CONFIGS[name]
     function, *inputs = parts(config, sizes)[part]
