@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal
 
 SegState = Literal["before", "at"]
+History = Literal["demo", "training"]
 IMAGE_TOKEN = -200  # stands for a picture among token ids
 IGNORE_LABEL = -100  # label of a position that is not learnt
 
@@ -104,8 +105,9 @@ class GroundingConfig:
     """OpenSeeD as changed by LLaVA-Grounding: phrases in, boxes and masks out.
 
     `image_size` is the side of the square canvas at inference, `num_queries` the default number of
-    queries, `merge_iou` the IoU from which on boxes of a phrase are of the same thing and share their
-    probability (None: each query answers for itself, as released); no weight depends on these.
+    queries, `merge_iou` the IoU from which on boxes of a phrase are of the same thing and add up their
+    probability, which is then multiplied by the number that the phrase begins with, "two dogs" (None: each
+    query answers for itself, as released); no weight depends on these.
     """
 
     swin: SwinConfig = SwinConfig()
@@ -127,10 +129,12 @@ class PromptConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The whole model. `seg_state` says which hidden state stands for a `<seg>`.
+    """The whole model.
 
-    "before": the state that predicts `<seg>` (released inference); "at": the state at `<seg>` itself
-    (released training). Source: spec/language_model.md 12.
+    `seg_state` says which hidden state stands for a `<seg>`: "before" the one that predicts it (released
+    inference), "at" that of `<seg>` itself (released training). `history` says how earlier answers and the
+    marks of regions stand in a prompt: "demo" as the released demo writes them, "training" as training does.
+    Source: spec/language_model.md 7.4, 12; spec/visual_prompts.md 6.
     """
 
     clip: ClipConfig = ClipConfig()
@@ -138,6 +142,7 @@ class ModelConfig:
     grounding: GroundingConfig | None = GroundingConfig()
     prompt: PromptConfig | None = PromptConfig()
     seg_state: SegState = "before"
+    history: History = "demo"
 
 
 def llava_g_7b() -> ModelConfig:
@@ -181,6 +186,7 @@ def tiny() -> ModelConfig:
         ),
         prompt=PromptConfig(swin=swin, transformer=transformer, image_size=160),
         seg_state="at",
+        history="training",
     )
 
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from lgjax.text.coco_names import Lexicon, Noun, Word, words_of
+from lgjax.text.counts import COUNTS, count_of
 
 Side = Literal["left", "right", "middle"]
 Size = Literal["large", "small"]
@@ -23,15 +24,6 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-COUNTS: dict[str, int] = {
-    **dict.fromkeys(("one", "single"), 1),
-    **dict.fromkeys(("two", "both", "couple", "pair", "2"), 2),
-    **{
-        word: number
-        for number, word in enumerate(("three", "four", "five", "six", "seven", "eight", "nine", "ten"), 3)
-    },
-    **{str(number): number for number in range(3, 21)},
-}
 _SIDES: dict[str, Side] = {
     **dict.fromkeys(_words("left leftmost left-hand"), "left"),
     **dict.fromkeys(_words("right rightmost right-hand"), "right"),
@@ -52,7 +44,6 @@ _SETS = _words(
     "group groups bunch bunches number lot lots fleet herd flock row rows line variety collection team crowd "
     "couple pair pile stack set"
 )
-_PAIRED = _words("scissors shears skis glasses gloves")
 _COLOURS = _words("red green blue yellow black white brown grey gray orange pink purple beige tan golden")
 _ADJECTIVES = (
     _COLOURS
@@ -104,14 +95,6 @@ class Mention:
     side: Side | None
     size: Size | None
     compared: bool
-
-
-def count_of(words: Sequence[str]) -> int | None:
-    """The number that a phrase says; "a pair of scissors" says none."""
-    for word, of, what in zip(words, [*words[1:], ""], [*words[2:], "", ""], strict=False):
-        if word in COUNTS and not (word == "pair" and of == "of" and what in _PAIRED):
-            return COUNTS[word]
-    return None
 
 
 def side_of(words: Sequence[str]) -> Side | None:

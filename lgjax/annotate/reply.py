@@ -10,9 +10,10 @@ import difflib
 import re
 from collections.abc import Sequence
 
-from lgjax.annotate.nouns import count_of, side_of
+from lgjax.annotate.nouns import side_of
 from lgjax.annotate.task import Instance, Link, Task
 from lgjax.text.coco_names import words_of
+from lgjax.text.counts import count_of
 
 SIMILARITY = 0.98  # least, of the text without markup to the text that was given
 MAX_WORDS = 12

@@ -64,7 +64,7 @@ def _sizes(part: str, config: ModelConfig) -> str:
 
 
 def _identity(meta: Meta) -> list[str]:
-    lines = [f"  <seg> state: {meta.config.seg_state}"]
+    lines = [f"  <seg> state: {meta.config.seg_state}; chats written as by: {meta.config.history}"]
     if (ids := meta.tokens) is not None:
         lines.append(
             f"  ids: <g_s> {ids.g_s}, <g_e> {ids.g_e}, <seg> {ids.seg}, % {ids.percent}; {ids.rows} rows"

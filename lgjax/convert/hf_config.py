@@ -75,6 +75,7 @@ def llava_config(raw: Raw, shapes: Shapes) -> ModelConfig:
         grounding=grounding_config(shapes, base.grounding or GroundingConfig()) if has["seg_model"] else None,
         prompt=prompt_config(shapes, base.prompt or PromptConfig()) if has["interactive_model"] else None,
         seg_state=base.seg_state,
+        history=base.history,
     )
 
 

@@ -10,6 +10,7 @@ import PIL.Image
 from jaxtyping import Bool, Float32
 
 from lgjax import draw
+from lgjax.config import History
 from lgjax.data import masks
 from lgjax.text import markup
 from lgjax.text.tokenizer import IMAGE_PLACEHOLDER
@@ -48,7 +49,8 @@ class Answer:
     what the model took each click or box for, None without regions; tagged_text: with grounding tokens;
     canvas_boxes: for each `<seg>` float32 [m, 4], (x0, y0, x1, y1) in [0, 1] of the padded square in the
     order of the original, one row of zeros where nothing was found; finished: False when the token limit cut
-    the answer; num_tokens: generated ids with the end token.
+    the answer; num_tokens: generated ids with the end token; history: how later prompts repeat the answer
+    (see `ModelConfig`).
     """
 
     text: str
@@ -59,6 +61,7 @@ class Answer:
     canvas_boxes: tuple[Float32[np.ndarray, "_ 4"], ...]
     finished: bool
     num_tokens: int
+    history: History = "demo"
 
     @property
     def region_mask(self) -> Bool[np.ndarray, "h w"] | None:
@@ -67,10 +70,12 @@ class Answer:
 
     @property
     def remembered(self) -> str:
-        """The answer as the released demo repeats it in later prompts, white space included.
+        """The answer as later prompts repeat it, white space included; `history` says how.
 
         Source: spec/language_model.md 7.4, 13.5.
         """
+        if self.history == "training":
+            return self.tagged_text.replace(IMAGE_PLACEHOLDER, "")
         nothing = [np.zeros((len(boxes), 1, 1), bool) for boxes in self.canvas_boxes]
         text, _, _ = markup.filter_empty_box_masks(self.tagged_text, self.canvas_boxes, nothing)
         return markup.demo_history(markup.demo_html(text)).replace(IMAGE_PLACEHOLDER, "")

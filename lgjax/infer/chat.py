@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 from jaxtyping import Bool, Float32
 
-from lgjax.config import IMAGE_TOKEN
+from lgjax.config import IMAGE_TOKEN, History
 from lgjax.data import images
 from lgjax.draw import draw_marks
 from lgjax.infer import engine, generate
@@ -24,7 +24,7 @@ from lgjax.infer.run import Batch, Progress, run
 from lgjax.infer.stream import Done, Event
 from lgjax.models.llama import Cache
 from lgjax.models.splice import plan_row
-from lgjax.text.conversation import GROUNDING_SUFFIX, History, chat_prompt
+from lgjax.text.conversation import GROUNDING_SUFFIX, chat_prompt, tagged_marks
 from lgjax.text.tokenizer import IMAGE_PLACEHOLDER
 
 Regions = Region | Sequence[Region] | None
@@ -58,14 +58,15 @@ class GroundedChat:
         return cls(load_model(source, dtype=dtype, mesh=mesh))
 
     def start(
-        self, image: images.ImageSource, *, history: History = "demo", broadcast: bool = False
+        self, image: images.ImageSource, *, history: History | None = None, broadcast: bool = False
     ) -> Conversation:
         """Begin a conversation about a picture (path, PIL image or uint8 RGB array).
 
-        history: how earlier answers stand in later prompts; "demo" as the released demo writes them (without
-        grounding tokens), "training" as the training data does. broadcast: as the released demo does, put the
-        region of the newest question in the place of every % of the whole conversation, also of those that
-        meant another region or a percentage. Source: spec/visual_prompts.md 6, quirk 15.
+        history: how prompts are written; "demo" as in the released demo, earlier answers without grounding
+        tokens; "training" as in training, with them, and with a space behind each mark of a question with
+        regions; None: as the checkpoint's `ModelConfig.history` says. broadcast: as the released demo does,
+        put the region of the newest question in the place of every % of the whole conversation, also of those
+        that meant another region or a percentage. Source: spec/visual_prompts.md 6, quirk 15.
         """
         return Conversation(self.model, View(self.model, image), history, broadcast)
 
@@ -173,10 +174,12 @@ class Conversation:
     the whole prompt computed anew.
     """
 
-    def __init__(self, model: Model, view: View, history: History, broadcast: bool = False) -> None:
+    def __init__(
+        self, model: Model, view: View, history: History | None = None, broadcast: bool = False
+    ) -> None:
         self._model = model
         self._view = view
-        self._history: History = history
+        self._history: History = history or model.config.history
         self._broadcast = broadcast
         self._turns: list[Turn] = []
         self._cache: Cache | None = None
@@ -199,7 +202,8 @@ class Conversation:
     def recall(self, text: str, region: Regions, answer: str, **options: Any) -> None:
         """Put a question that was asked elsewhere and its answer at the end of the conversation.
 
-        answer: `Answer.remembered`, or any plain text.
+        answer: `Answer.remembered`, or any plain text (which a checkpoint whose `history` is "training" has
+        not seen there).
 
         Raises:
             ValueError: see `GroundedChat.ask`.
@@ -262,14 +266,8 @@ class Conversation:
                 fed = np.full((max(len(batch.ids[0]) - 1, 0), 3), -1, np.int32)
                 fed[:, 0] = batch.ids[0][: len(fed)]
                 self._cache, self._held = batch.cache, np.concatenate([content, fed])
-                self._turns.append(dataclasses.replace(turn, answer=self._remembered(event.answer)))
+                self._turns.append(dataclasses.replace(turn, answer=event.answer.remembered))
             yield event
-
-    def _remembered(self, answer: Answer) -> str:
-        """The answer as later prompts repeat it."""
-        if self._history == "training":
-            return answer.tagged_text.replace(IMAGE_PLACEHOLDER, "")
-        return answer.remembered
 
     def request(self, text: str, region: Regions, options: Options) -> tuple[Request, Turn]:
         """Plan the prompt of the next question and read its regions; the conversation does not change.
@@ -287,6 +285,9 @@ class Conversation:
             )
         if options.ground and not question.endswith(GROUNDING_SUFFIX):
             question = f"{question} {GROUNDING_SUFFIX}"
+        regions = [] if region is None else [region] if isinstance(region, Region) else list(region)
+        if regions and self._history == "training":
+            question = tagged_marks(question)
         asked = [(turn.question, turn.answer) for turn in self._turns]
         ids = self._tokenise(asked, question)
         # marks of earlier questions and answers come first; an answer's are ordinary percent signs
@@ -294,7 +295,6 @@ class Conversation:
         before = len(self._marks(self._tokenise(asked, "x"))) if asked else 0
         earlier += (-1,) * (before - len(earlier))
         marks = self._marks(ids)
-        regions = [] if region is None else [region] if isinstance(region, Region) else list(region)
         if wrong := [part for part in regions if not isinstance(part, Region)]:
             raise ValueError(
                 f"a region is a Click, Box, Scribble, Mask or Again, not {type(wrong[0]).__name__}"
@@ -324,6 +324,7 @@ class Conversation:
             plan._replace(objects=numbers, tokens=tokens),
             np.concatenate([*known, objects]),
             options,
+            self._history,
             masks,
             forced=forced,
         )

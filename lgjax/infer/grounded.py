@@ -12,8 +12,9 @@ from lgjax.data import images
 from lgjax.infer import engine, generate
 from lgjax.infer.answer import Answer, Phrase
 from lgjax.infer.request import Model, Request, features_of
-from lgjax.infer.select import merge_duplicates, select_queries
+from lgjax.infer.select import for_each_thing, merge_duplicates, select_queries
 from lgjax.text import markup
+from lgjax.text.counts import number_of_things
 from lgjax.text.tokenizer import Tokenizer
 
 END_TAG = "</s>"
@@ -28,9 +29,12 @@ class Grounded(NamedTuple):
 
 
 def ground(
-    model: Model, requests: Sequence[Request], states: Sequence[Float32[np.ndarray, "_ d"]]
+    model: Model,
+    requests: Sequence[Request],
+    states: Sequence[Float32[np.ndarray, "_ d"]],
+    texts: Sequence[Sequence[str]],
 ) -> list[list[Grounded]]:
-    """Boxes and masks for the `<seg>` states of each row, all rows in one call."""
+    """Boxes and masks for the `<seg>` states of each row, all rows in one call; `texts` of their phrases."""
     if not any(len(found) for found in states):
         return [[] for _ in requests]
     grounding = model.config.grounding
@@ -49,8 +53,11 @@ def ground(
     boxes, embedding = np.asarray(out[1]), out[2]
     scores = [row[:, : len(found)] for row, found in zip(np.asarray(out[0]), states, strict=True)]
     if grounding.merge_iou is not None:
-        pairs = zip(scores, boxes, strict=True)
-        scores = [merge_duplicates(*pair, grounding.merge_iou) for pair in pairs]
+        numbers = [[number_of_things(text) for text in row] for row in texts]
+        scores = [
+            for_each_thing(merge_duplicates(found, corners, grounding.merge_iou), row)
+            for found, corners, row in zip(scores, boxes, numbers, strict=True)
+        ]
     chosen = [
         select_queries(found, request.options.threshold, request.options.keep)
         for request, found in zip(requests, scores, strict=True)
@@ -84,7 +91,8 @@ def build_phrases(
         best = np.argsort(-found.scores, kind="stable")
         boxes = images.canvas_to_pixels(found.boxes[best], size).clip(0, [*size, *size]).astype(np.float32)
         masks = images.restore_mask(found.masks[best], size)
-        phrases.append(Phrase(span.text, (span.start, span.end), boxes, found.scores[best], masks))
+        scores = np.minimum(found.scores[best], 1)  # times a number they may pass it
+        phrases.append(Phrase(span.text, (span.start, span.end), boxes, scores, masks))
     return phrases
 
 
@@ -109,4 +117,5 @@ def build_answer(
         canvas_boxes=tuple(found.boxes if len(found.boxes) else nothing for found in grounded),
         finished=finished,
         num_tokens=len(ids),
+        history=request.history,
     )

@@ -14,7 +14,7 @@ import PIL.Image
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Float32, UInt8
 
-from lgjax.config import ModelConfig
+from lgjax.config import History, ModelConfig
 from lgjax.data import images
 from lgjax.infer import engine
 from lgjax.models.llama import Llama
@@ -30,10 +30,11 @@ class Options:
     """How to answer.
 
     ground: add "(with grounding)" to the question when it is missing; threshold: a query answers for a phrase
-    above this probability, None keeps the best one alone; keep: at most so many of the best; queries: object
-    queries, 1 to 900, None for the model's own number; temperature 0 is greedy, otherwise ids are drawn from
-    the nucleus of mass `top_p` with `seed`; max_tokens: most new tokens; stop: a text, or several, that end
-    the answer where they begin; answer: a text with grounding tokens to ground instead of a generated one.
+    above this probability (of a checkpoint with `merge_iou`: that it is one of the things), None keeps the
+    best one alone; keep: at most so many of the best; queries: object queries, 1 to 900, None for the model's
+    own number; temperature 0 is greedy, otherwise ids are drawn from the nucleus of mass `top_p` with `seed`;
+    max_tokens: most new tokens; stop: a text, or several, that end the answer where they begin; answer: a
+    text with grounding tokens to ground instead of a generated one.
 
     Raises:
         ValueError: a value out of its range.
@@ -184,13 +185,14 @@ class Request:
 
     plan: where each position comes from; objects: features that the plan's object numbers point at; start:
     positions that the cache already holds; region_masks: what each region of this question covers on the
-    square canvas; forced: ids to take instead of choosing them.
+    square canvas; forced: ids to take instead of choosing them; history: how later prompts repeat the answer.
     """
 
     view: View
     plan: RowPlan
     objects: Float32[np.ndarray, "n d"]
     options: Options
+    history: History
     region_masks: Bool[np.ndarray, "r h w"] | None = None
     start: int = 0
     forced: tuple[int, ...] = ()

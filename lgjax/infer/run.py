@@ -138,7 +138,9 @@ class Batch:
             at_once = len(told) == len(self._rows) and all(row.closed for row in self._rows)
             for group in [told] if at_once else [[i] for i in due]:
                 requests = [self._requests[i] for i in group]
-                found = ground(self._model, requests, [states[i, : known[i]] for i in group])
+                spans = [self._phrases(self._rows[i], known[i]) for i in group]
+                texts = [[span.text for span in row] for row in spans]
+                found = ground(self._model, requests, [states[i, : known[i]] for i in group], texts)
                 for i, grounded in zip(group, found, strict=True):
                     self._rows[i].grounded = grounded
         for i in told:
@@ -171,14 +173,16 @@ class Batch:
             row.sent = text
 
     def _findings(self, row: _Row, request: Request) -> Iterator[Found | Done]:
-        tokenizer = self._model.tokenizer
-        spans = markup.parse_ids(row.settled, tokenizer).phrases[: len(row.grounded)]
+        spans = self._phrases(row, len(row.grounded))
         fresh = slice(row.found, len(row.grounded))
         for phrase in build_phrases(request, spans[fresh], row.grounded[fresh]):
             yield Found(row.found, phrase)
             row.found += 1
         if row.closed:
-            yield Done(build_answer(request, row.ids, row.grounded, row.ended, tokenizer))
+            yield Done(build_answer(request, row.ids, row.grounded, row.ended, self._model.tokenizer))
+
+    def _phrases(self, row: _Row, count: int) -> Sequence[markup.PhraseSpan]:
+        return markup.parse_ids(row.settled, self._model.tokenizer).phrases[:count]
 
 
 def _prefill(

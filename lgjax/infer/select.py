@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -15,8 +17,9 @@ def select_queries(
 ) -> list[Int[np.ndarray, " _"]]:
     """Queries of each phrase: those with a probability strictly above `threshold`, in query order.
 
-    probabilities are a softmax over the queries; `threshold` None keeps the best query alone. At a
-    threshold t a phrase has at most ceil(1 / t) - 1 queries; `keep` leaves at most so many of the best.
+    probabilities are a softmax over the queries, or what `for_each_thing` made of it; `threshold` None keeps
+    the best query alone. Of a softmax, a threshold t leaves a phrase at most ceil(1 / t) - 1 queries; `keep`
+    leaves at most so many of the best.
     Source: spec/grounding_model.md 6.
     """
     scores = np.asarray(probabilities)
@@ -49,3 +52,14 @@ def merge_duplicates(
                 merged[query, phrase] = scores[query] + scores[taken].sum()
                 free &= ~taken
     return merged
+
+
+def for_each_thing(
+    probabilities: Float[np.ndarray, "q p"], numbers: Sequence[int]
+) -> Float[np.ndarray, "q p"]:
+    """How likely each query is one of the things of its phrase, which are `numbers` things; may pass 1.
+
+    The softmax gives each of three dogs a third: times 3, "three dogs" and "a dog" can be held to the same
+    threshold. Source: none; the released code holds shares to it.
+    """
+    return probabilities * np.asarray(numbers, probabilities.dtype)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 STOP_CHARACTERS = 256  # of a stop text, which is looked for after every few words
 POINTS = 10_000  # of all scribbles of a request
 PHRASE_PIXELS = 64_000_000  # of the picture, times the phrases of a given answer: each has masks of its own
+PHRASE_BOXES = 9  # boxes and masks of a phrase, at most
 MASK_PIXELS = 64_000_000  # of all masks of a request
 
 

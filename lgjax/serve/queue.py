@@ -16,7 +16,7 @@ from lgjax.infer.regions import Region
 from lgjax.infer.request import Model, Options, Request, View
 from lgjax.infer.run import Batch, Reader
 from lgjax.infer.stream import Done, Event, Found, Words
-from lgjax.serve.limits import PHRASE_PIXELS, Limits, TooLarge, reading
+from lgjax.serve.limits import PHRASE_BOXES, PHRASE_PIXELS, Limits, TooLarge, reading
 from lgjax.serve.metrics import Metrics
 from lgjax.serve.picture import decode_picture
 
@@ -208,9 +208,10 @@ class Desk:
                 f"{phrases} phrases in a picture of {width} x {height} pixels are too many: give an answer "
                 f"with at most {PHRASE_PIXELS // (width * height)}, or send a smaller picture"
             )
-        conversation = Conversation(self._model, view, "demo")
+        conversation = Conversation(self._model, view)
         for turn, answer in question.earlier:
             conversation.recall(turn.text, turn.regions, answer, ground=options.ground)
+        options = dataclasses.replace(options, keep=PHRASE_BOXES)
         request, _ = conversation.request(question.turn.text, question.turn.regions, options)
         if (tokens := request.options.max_tokens) > self._limits.max_tokens:  # those of a given answer
             raise TooLarge(f"the answer has {tokens} tokens, more than {self._limits.max_tokens}")

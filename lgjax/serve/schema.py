@@ -18,7 +18,7 @@ from lgjax.serve.limits import MASK_PIXELS, POINTS, STOP_CHARACTERS, Limits, Too
 from lgjax.serve.picture import check_picture, read_data_url
 from lgjax.serve.queue import Question, Turn
 
-LOWEST_THRESHOLD = 0.1  # at most nine boxes and masks a phrase
+LOWEST_THRESHOLD = 0.1
 _TEXT = 20_000
 
 
@@ -125,7 +125,7 @@ class Message(Strict):
 
     `regions` (extra field, of the user's messages): one for each % of the question, in order. `remembered`
     (extra field, of the assistant's messages): sent back as it came with the answer, it goes into the prompt
-    instead of `content`, with the spaces that the model knows.
+    instead of `content`: as the model has seen answers, with their spaces or grounding tokens.
     """
 
     ignored = MESSAGE_IGNORED

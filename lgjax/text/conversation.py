@@ -7,13 +7,14 @@ Source: spec/language_model.md 7, 8, 9.1.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int32
 
-from lgjax.config import IGNORE_LABEL
+from lgjax.config import IGNORE_LABEL, History
 from lgjax.text.tokenizer import IMAGE_PLACEHOLDER, Tokenizer
 
 GROUNDING_SUFFIX = "(with grounding)"
@@ -27,7 +28,6 @@ FIRST_REFERRING_QUESTION = f"<image>\n {REFERRING_QUESTION}"
 REFERRING_ANSWER = "<seg> ."
 
 Conversation = Sequence[Mapping[str, str]]
-History = Literal["demo", "training"]
 SPEAKERS = ("human", "gpt")
 _PLACEHOLDER_ANSWER = "Placeholder."
 
@@ -136,7 +136,8 @@ def chat_prompt(
 
     The image tag is put in front of the first question; "(with grounding)" is the user's to write. `history`
     "demo" removes every "</s>", so that an answer is followed at once by "USER:", as in the released demo;
-    "training" ends each answer with "</s>" as in training and removes it only from the messages.
+    "training" ends each answer with "</s>" as in training, removes it only from the messages, and turns each
+    "<obj>" into the mark of a visual prompt.
     Source: spec/language_model.md 7.4, quirk Q8.
     """
     stop = template.separators[1]
@@ -146,7 +147,19 @@ def chat_prompt(
     texts[0] = f"{IMAGE_PLACEHOLDER} {texts[0]}"
     prompt = template.render([normalise_image_tag(text) for text in texts])
     prompt = prompt[: prompt.rindex(template.answer_start)] + template.answer_start.rstrip()
-    return prompt.replace(stop, "") if history == "demo" else prompt
+    if history == "demo":
+        return prompt.replace(stop, "")
+    return prompt.replace(VISUAL_PROMPT_TAG, f"{VISUAL_PROMPT_MARK} ")
+
+
+def tagged_marks(question: str) -> str:
+    """The question with "<obj>" for each mark of a visual prompt, as training data have it.
+
+    `chat_prompt` then writes it as training does: "the object % ?" has other ids than "the object <obj> ?".
+    Source: spec/visual_prompts.md 6.
+    """
+    mark = VISUAL_PROMPT_MARK
+    return re.sub(rf"(?:(?<= )|^){mark}(?!{mark})", VISUAL_PROMPT_TAG, question)
 
 
 class TrainingIds(NamedTuple):

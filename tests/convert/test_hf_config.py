@@ -117,6 +117,7 @@ def test_written_config_reads_back(data):
         grounding=data.draw(st.sampled_from([grounding, None])),
         prompt=data.draw(st.sampled_from([dataclasses.replace(small.prompt, num_mask_tokens=6), None])),
         seg_state=data.draw(st.sampled_from(["before", "at"])),
+        history=data.draw(st.sampled_from(["demo", "training"])),
     )
     raw = json.loads(json.dumps(hf_config.to_json(model)))
     shapes = {key: entry.shape for key, entry in manifest.manifest(model).items()}

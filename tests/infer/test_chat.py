@@ -8,11 +8,13 @@ import PIL.Image
 import pytest
 from pycocotools import mask as coco_mask
 
+from lgjax.config import IMAGE_TOKEN
 from lgjax.data import masks
 from lgjax.infer import generate, run
 from lgjax.infer.chat import GroundedChat
 from lgjax.infer.regions import Box, Click, prompt_of
 from lgjax.infer.request import Options
+from lgjax.text.conversation import chat_prompt
 from tests.infer.model import GROUNDED, chat, model, picture, tokenizer
 
 SHORT = {"max_tokens": 12}
@@ -29,6 +31,16 @@ def test_answer_has_phrases_with_spans_boxes_and_masks():
         assert phrase.masks.shape[1:] == (90, 120)
         assert (phrase.boxes >= 0).all() and (phrase.boxes <= [120, 90, 120, 90]).all()
     assert answer.finished and answer.region_mask is None
+
+
+def test_a_number_of_things_shares_one_probability():
+    grounding = dataclasses.replace(model().config.grounding, merge_iou=0.6)
+    config = dataclasses.replace(model().config, grounding=grounding)
+    talker = GroundedChat(dataclasses.replace(model(), config=config))
+    one, two = talker.ask(picture(0), "What is it?", answer=GROUNDED, threshold=0.0).phrases
+    assert (one.text, two.text) == ("A man", "two brown horses")
+    assert one.scores.sum() == pytest.approx(1, abs=1e-4)
+    assert two.scores.sum() == pytest.approx(2, abs=1e-4)
 
 
 def test_best_query_alone_without_threshold():
@@ -209,6 +221,21 @@ def test_earlier_answers_stand_in_the_prompt_as_in_the_demo_or_as_in_training():
         tokens = talk.request("Next?", None, Options())[0].plan.tokens
         text = tokenizer().decode([int(t) for t in tokens if t >= 0])
         assert part in text and ("<seg>" in text) == (history == "training")
+
+
+def test_a_checkpoint_says_how_its_chats_are_written():
+    config = dataclasses.replace(model().config, history="training")
+    trained = GroundedChat(dataclasses.replace(model(), config=config))
+    for talker, written in ((chat(), "Is % red?"), (trained, "Is %  red?")):
+        talk = talker.start(picture(0))
+        plan = talk.request("Is % red?", Click(10, 10), Options())[0].plan
+        expected = tokenizer().encode_prompt(chat_prompt([], f"{written} (with grounding)"))
+        image = int(np.flatnonzero(plan.patches >= 0)[-1])
+        own = np.where(plan.objects >= 0, tokenizer().percent_id, plan.tokens)[image + 1 :]
+        assert list(own) == expected[expected.index(IMAGE_TOKEN) + 1 :]
+        assert (plan.objects >= 0).sum() == 1
+        answer = talk.ask("What is it?", None, answer=GROUNDED, threshold=None)
+        assert (answer.remembered == answer.tagged_text) == (talker is trained)
 
 
 def test_each_region_has_its_own_mark():

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lgjax.data.boxes import box_iou
-from lgjax.infer.select import merge_duplicates, select_queries
+from lgjax.infer.select import for_each_thing, merge_duplicates, select_queries
 
 
 @given(st.integers(0, 10**6), st.floats(0.01, 0.9))
@@ -73,3 +73,16 @@ def test_boxes_apart_are_left_as_they_are():
     probabilities = rng.dirichlet(np.ones(12), 3).T
     apart = np.concatenate([corners, corners + 0.2], 1)
     np.testing.assert_array_equal(merge_duplicates(probabilities, apart, 0.5), probabilities)
+
+
+@given(st.integers(0, 10**6), st.floats(0.05, 0.9))
+def test_the_threshold_of_a_number_of_things_is_shared_out_to_them(seed: int, threshold: float):
+    probabilities = np.random.default_rng(seed).dirichlet(np.full(12, 0.3), 3).T
+    scores = for_each_thing(probabilities, [1, 2, 4])
+    np.testing.assert_array_equal(scores[:, 0], probabilities[:, 0])
+    assert [list(queries) for queries in select_queries(scores, None)] == [
+        list(queries) for queries in select_queries(probabilities, None)
+    ]
+    for phrase, number in enumerate([1, 2, 4]):
+        kept = select_queries(scores, threshold)[phrase]
+        assert set(kept) == set(np.flatnonzero(probabilities[:, phrase] * number > threshold))

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import io
 import json
 import re
@@ -22,7 +23,7 @@ from lgjax.infer import run as run_module
 from lgjax.infer.regions import Again, Box, Click, Mask, Scribble
 from lgjax.infer.request import Options
 from lgjax.serve.api import create_app
-from lgjax.serve.limits import Limits
+from lgjax.serve.limits import PHRASE_BOXES, Limits
 from tests.infer.model import GROUNDED, chat, model, picture
 from tests.serve.server import ask, data_url, png, post, running, saved
 
@@ -133,9 +134,12 @@ def test_regions_of_all_kinds_over_several_turns(address):
     close(as_answer(reply["choices"][0]["message"]), want.to_json())
 
 
-def test_a_conversation_goes_on_as_that_of_the_library(client, app, monkeypatch):
+@pytest.mark.parametrize("history", ["demo", "training"])
+def test_a_conversation_goes_on_as_that_of_the_library(history, client, app, monkeypatch):
     """With the same prompt, to the last space around the phrases of earlier answers, streamed or not."""
     prompts, planned = [], app.state.desk._plan
+    config = dataclasses.replace(model().config, history=history)
+    monkeypatch.setattr(app.state.desk, "_model", dataclasses.replace(model(), config=config))
 
     def plan(question):
         request = planned(question)
@@ -143,9 +147,10 @@ def test_a_conversation_goes_on_as_that_of_the_library(client, app, monkeypatch)
         return request
 
     monkeypatch.setattr(app.state.desk, "_plan", plan)
-    talk, first = chat().start(picture(0)), ask("What is it?")
+    talk, first = chat().start(picture(0), history=history), ask("What is it?")
     talk.ask("What is it?", answer=GROUNDED, threshold=None)
-    want = talk.request("What else?", None, Options())[0].plan.tokens
+    want = talk.request("What is % ?", Click(5, 6), Options())[0].plan.tokens
+    region = {"type": "click", "x": 5, "y": 6}
     body = {"model": "debug", "extra_body": {"answer": GROUNDED, "threshold": None}}
     whole = client.chat.completions.create(messages=[first], **body).choices[0].message
     chunks = list(client.chat.completions.create(messages=[first], stream=True, **body))
@@ -154,9 +159,21 @@ def test_a_conversation_goes_on_as_that_of_the_library(client, app, monkeypatch)
     remembered = pieces[-1].model_extra["remembered"]
     assert text == whole.content != remembered
     for earlier in (whole, {"role": "assistant", "content": text, "remembered": remembered}):
-        messages = [first, earlier, {"role": "user", "content": "What else?"}]
+        messages = [first, earlier, {"role": "user", "content": "What is % ?", "regions": [region]}]
         client.chat.completions.create(model="debug", messages=messages, max_tokens=2)
         np.testing.assert_array_equal(prompts[-1], want)
+
+
+def test_a_phrase_of_many_things_has_few_boxes(client, app, monkeypatch):
+    """Its number multiplies probabilities, but memory for masks has a bound."""
+    grounding = dataclasses.replace(model().config.grounding, merge_iou=0.9)
+    config = dataclasses.replace(model().config, grounding=grounding)
+    monkeypatch.setattr(app.state.desk, "_model", dataclasses.replace(model(), config=config))
+    body = {"answer": "<g_s> 20 horses <g_e> <seg>", "threshold": 0.1}
+    reply = client.chat.completions.create(model="debug", messages=[ask("What?")], extra_body=body)
+    (phrase,) = reply.choices[0].message.model_extra["phrases"]
+    assert len(phrase["boxes"]) == len(phrase["masks"]) == PHRASE_BOXES
+    assert max(phrase["scores"]) <= 1
 
 
 def test_a_photograph_that_is_turned_has_the_size_that_is_seen(address):

@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lgjax.text import conversation
-from lgjax.text.conversation import V1, chat_prompt, collate, evaluation_prompt, training_ids, training_prompt
+from lgjax.text.conversation import (
+    V1,
+    chat_prompt,
+    collate,
+    evaluation_prompt,
+    tagged_marks,
+    training_ids,
+    training_prompt,
+)
 from tests.text.tiny import TOKENIZER
 
 # no markers and no colon: such messages cannot be mistaken for a part of the template
@@ -96,6 +104,22 @@ def test_chat_prompt_is_a_cut_training_prompt(pairs: list[tuple[str, str]], ques
     trained = training_prompt(whole).removesuffix(" x</s>")
     assert chat_prompt(pairs, question, history="training") == trained
     assert chat_prompt(pairs, question) == trained.replace("</s>", "")
+
+
+@given(turns, words, st.sampled_from(["", " %", " (with grounding)"]))
+def test_marks_of_a_question_are_those_of_training(
+    pairs: list[tuple[str, str]], question: str, end: str
+) -> None:
+    asked = f"Is {question} % next to 50% % of the %?{end}"
+    whole = messages([*pairs, (asked.replace(" %", " <obj>"), "x")])
+    whole[0]["value"] = "<image> " + whole[0]["value"]
+    trained = training_prompt(whole, mark_objects=True).removesuffix(" x</s>")
+    assert chat_prompt(pairs, tagged_marks(asked), history="training") == trained
+
+
+@pytest.mark.parametrize("question", ["50% of it", "What %% is it", "100 %% ?", "(% of it)"])
+def test_other_percent_signs_are_no_marks(question: str) -> None:
+    assert tagged_marks(question) == question
 
 
 def test_end_tags_in_chats() -> None:
