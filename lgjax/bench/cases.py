@@ -20,6 +20,7 @@ Name = Literal[
     "first-word",
     "first-box",
     "second-turn",
+    "second-question",
     "batch",
     "matching",
     "train-step",
@@ -108,6 +109,14 @@ CASES = (
         rival="from the start",
         agrees=True,
         remark="a second question with what the first has left, against the same conversation read anew",
+    ),
+    Case(
+        name="second-question",
+        rival="the first",
+        remark=(
+            "a second question about a picture, against the first about it, at the sizes of the modules "
+            "above; both answers are the same given tokens"
+        ),
     ),
     Case(
         name="batch",

@@ -42,15 +42,16 @@ def bench(
 
     Args:
         cases: Which ones (default: all): grounding, grounding-again, prompt, clip, prefill, decode,
-            decode-batch, chat, first-word, first-box, second-turn, batch, matching, train-step, data.
-        model: "7b-parts" is the released model with 4 of the 32 layers of its language model; chats and
-            training are those of the small model of the package. "tiny": the small model everywhere;
-            "debug": a few numbers, to try the command.
+            decode-batch, chat, first-word, first-box, second-turn, second-question, batch, matching,
+            train-step, data.
+        model: "7b-parts" is the released model with 4 of the 32 layers of its language model; chats (but
+            for second-question) and training are those of the small model of the package. "tiny": the small
+            model everywhere; "debug": a few numbers, to try the command.
         against: Do the same in PyTorch, in turn (pip install "lgjax[convert]").
         cores: Cores to use, of both sides alike (default: all that this process may use).
         runs: How often each is timed, after two times to warm up.
-        dtype: Numbers of the weights of the language model in prefill, decode and decode-batch; "int8" and
-            "int4" are those of `lgjax convert --quantize`.
+        dtype: Numbers of the weights of the language model in prefill, decode, decode-batch and
+            second-question; "int8" and "int4" are those of `lgjax convert --quantize`.
         json: A file for all figures, written after every case.
     """
     if runs < 1:

@@ -52,7 +52,7 @@ def prefill(sizes: Sizes, dtype: Dtype) -> Work:
     return Work(
         timed(run),
         lambda: Facts(
-            what=f"{_named(sizes, dtype)}, {length} tokens of prompt",
+            what=f"{named(sizes, dtype)}, {length} tokens of prompt",
             output=[float(value) for value in found[0][0, :COMPARED]],
             flops=forward["llama"] + forward["head"],
             num_bytes=read_bytes(params) + cache_bytes(sizes.config.llama, length, _itemsize(model)),
@@ -94,7 +94,7 @@ def decode(sizes: Sizes, dtype: Dtype, *, rows: int = 1, together: bool = True) 
     return Work(
         timed(run),
         lambda: Facts(
-            what=f"{_named(sizes, dtype)}, {new} tokens after {prompt}, {how}",
+            what=f"{named(sizes, dtype)}, {new} tokens after {prompt}, {how}",
             output=[int(value) for value in np.concatenate(found).reshape(-1)],
             flops=rows * (passes * (each["llama"] + scores * context) + new * each["head"]),
             num_bytes=passes * (len(states) * read_bytes(params) + rows * seen),
@@ -106,10 +106,8 @@ def decode(sizes: Sizes, dtype: Dtype, *, rows: int = 1, together: bool = True) 
 
 def _prepared(sizes: Sizes, dtype: Dtype, rows: int = 1) -> tuple[Llama, dict, np.ndarray]:
     """Module, parameters and prompts."""
-    narrow = dtype != "float32" and jax.default_backend() != "cpu"
-    compute = jnp.dtype(jnp.bfloat16 if narrow else jnp.float32)
     params = parameters(sizes.config, "llama", dtype=dtype)["llama"]
-    return Llama(sizes.config.llama, compute), params, prompt_ids(sizes, rows)
+    return Llama(sizes.config.llama, computing(dtype)), params, prompt_ids(sizes, rows)
 
 
 def _empty_cache(model: Llama, sizes: Sizes, rows: int) -> Cache:
@@ -118,7 +116,14 @@ def _empty_cache(model: Llama, sizes: Sizes, rows: int) -> Cache:
     return init_cache(sizes.config.llama, rows, room, jnp.dtype(model.dtype))
 
 
-def _named(sizes: Sizes, dtype: Dtype) -> str:
+def computing(dtype: Dtype) -> np.dtype:
+    """The type to compute in with such weights."""
+    narrow = dtype != "float32" and jax.default_backend() != "cpu"
+    return jnp.dtype(jnp.bfloat16 if narrow else jnp.float32)
+
+
+def named(sizes: Sizes, dtype: Dtype) -> str:
+    """Sizes of the language model and its weights, in words."""
     llama = sizes.config.llama
     return f"{llama.num_layers} layers of width {llama.hidden_size}, {dtype} weights"
 

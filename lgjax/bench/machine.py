@@ -17,6 +17,7 @@ import numpy as np
 from lgjax.bench.cases import Sizes
 
 TRIALS = 5
+SLOW = 2e9  # operations a second; in float32 a core does tens of times as many
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,7 +134,12 @@ def _jax_rate(side: int, dtype: str) -> float:
 def _torch_rate(side: int, dtype: str, cores: int) -> float:
     import torch
 
+    def rate(side: int) -> float:
+        matrix = torch.ones((side, side), dtype=getattr(torch, dtype))
+        out = torch.empty_like(matrix)
+        return _rate(side, lambda: torch.matmul(matrix, matrix, out=out))
+
     torch.set_num_threads(cores)
-    matrix = torch.ones((side, side), dtype=getattr(torch, dtype))
-    out = torch.empty_like(matrix)
-    return _rate(side, lambda: torch.matmul(matrix, matrix, out=out))
+    small = rate(max(side // 8, 128))
+    # without instructions for bfloat16 the whole size would take torch many minutes
+    return rate(side) if small > SLOW else small

@@ -9,19 +9,21 @@ from collections.abc import Sequence
 
 import PIL.Image
 
-from lgjax.bench.cases import Sizes
-from lgjax.bench.language import read_bytes
+from lgjax.bench.cases import Dtype, Sizes
+from lgjax.bench.language import computing, named, read_bytes
 from lgjax.bench.timing import Facts, Work, timed
-from lgjax.bench.weights import num_bytes
+from lgjax.bench.weights import num_bytes, parameters
 from lgjax.data.scenes import SceneConfig
 from lgjax.data.sources.scenes import Scenes
 from lgjax.infer.answer import Answer
 from lgjax.infer.chat import GroundedChat
-from lgjax.infer.request import Options
+from lgjax.infer.load import load_model
+from lgjax.infer.request import Model, Options
 from lgjax.infer.stream import Done, Found, Words
 from lgjax.train.flops import forward_flops
 
 FIRST, SECOND = "Describe the picture.", "What else is there?"
+GIVEN = "There is <g_s> a dog <g_e> <seg> ."  # the answer that models with fresh parameters are given
 
 
 def pictures(count: int) -> list[PIL.Image.Image]:
@@ -84,6 +86,32 @@ def second_turn(sizes: Sizes, *, anew: bool) -> Work:
         known = _facts("the second question about a picture", talker, found, found[0].num_tokens)
         # what the first question left need not be computed or read again
         return dataclasses.replace(known, flops=None, num_bytes=None)
+
+    return Work(seconds, facts)
+
+
+def second_question(sizes: Sizes, dtype: Dtype, *, first: bool) -> Work:
+    """The second question about a picture, or the first one: fresh parameters, answers that are given."""
+    compute = computing(dtype)
+    params = parameters(sizes.config, "clip", "projector", "grounding")
+    params |= parameters(sizes.config, "llama", dtype=dtype)
+    model = Model(sizes.config, params, load_model("debug").tokenizer, compute, compute)
+    talker, (picture,), found = GroundedChat(model), pictures(1), []
+
+    def seconds() -> float:
+        conversation = talker.start(picture)
+        if not first:
+            conversation.ask(FIRST, answer=GIVEN)
+        start = time.perf_counter()
+        found[:] = [conversation.ask(FIRST if first else SECOND, answer=GIVEN)]
+        return time.perf_counter() - start
+
+    def facts() -> Facts:
+        tokens, which = found[0].num_tokens, "first" if first else "second"
+        return Facts(
+            what=f"{named(sizes, dtype)}, vision whole, the {which} question, {tokens} tokens of answer",
+            handled={"answers": 1, "tokens": tokens},
+        )
 
     return Work(seconds, facts)
 

@@ -98,6 +98,8 @@ def prepare(case: Name, side: str, setting: Setting) -> Work:
             return talk.stream(sizes, Found if ours else Done)
         case "second-turn":
             return talk.second_turn(sizes, anew=not ours)
+        case "second-question":
+            return talk.second_question(sizes, dtype, first=not ours)
         case "batch":
             return talk.batch(sizes, together=ours)
         case "matching":

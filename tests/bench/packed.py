@@ -4,8 +4,9 @@
     python -m tests.bench.packed --checkpoints FULL INT8 ...   whole checkpoints, each in a process of its own
 
 The first takes the language model of the released size, cut to a few layers, with random weights. The second
-prints bytes on disk, the largest memory of loading and answering, seconds a token, and how far the logits of
-one text are from those of the first checkpoint. Pin it to one core with `taskset -c 0`.
+prints bytes on disk, the largest memory of loading and answering, seconds of the first answer about a picture
+and of a second one of the same given tokens, seconds a token, and how far the logits of one text are from
+those of the first checkpoint. Pin it to one core with `taskset -c 0`.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from lgjax.infer.load import load_model, use_compilation_cache
 from lgjax.models.llama import Llama, init_cache
 
 PROMPT, STEPS = 128, 8
+# random weights may say anything, or nothing
+GIVEN = "It is <g_s> a striped cat <g_e> <seg> ."
 TEXT = "USER: What do you see in this picture? ASSISTANT: A striped cat lies beside two remotes on a sofa."
 
 
@@ -79,7 +82,7 @@ def by_turns(layers: int, rounds: int) -> Table:
 
 
 def measure(checkpoint: str, out: str) -> None:
-    """Load, answer twice (the first one compiles), and write the logits of a text to `out`."""
+    """Load, ask two questions twice (the first ones compile), and write the logits of a text to `out`."""
     use_compilation_cache()
     from lgjax.infer.chat import GroundedChat
 
@@ -87,10 +90,12 @@ def measure(checkpoint: str, out: str) -> None:
     model = load_model(checkpoint)
     report: dict[str, Any] = {"load": time.perf_counter() - start}
     photo = str(files("lgjax") / "assets/cat.jpg")
-    for name in ("first", "answer"):
-        start = time.perf_counter()
-        GroundedChat(model).ask(photo, "What is it?", max_tokens=12)
-        report[name] = time.perf_counter() - start
+    for _ in range(2):
+        talk = GroundedChat(model).start(photo)
+        for name, question in (("first", "What is it?"), ("second", "What else is there?")):
+            start = time.perf_counter()
+            talk.ask(question, answer=GIVEN)
+            report[name] = time.perf_counter() - start
     report["s_per_token"] = seconds_a_token(model)
     ids = np.asarray([model.tokenizer.encode(TEXT)], np.int32)
 
@@ -125,7 +130,8 @@ def seconds_a_token(model: Any) -> float:
 def compare(checkpoints: list[Path]) -> Table:
     """Measure every checkpoint in a process of its own."""
     table = Table(
-        "checkpoint", "on disk", "peak memory", "load s", "s a token", "logits: error", "same best token"
+        *("checkpoint", "on disk", "peak memory", "load s", "first answer s", "second answer s", "s a token"),
+        *("logits: error", "same best token"),
     )
     wanted = None
     with tempfile.TemporaryDirectory() as folder:
@@ -143,6 +149,8 @@ def compare(checkpoints: list[Path]) -> Table:
                 f"{disk / 1e9:.2f} GB",
                 f"{report['peak'] / 1e9:.2f} GB",
                 f"{report['load']:.1f}",
+                f"{report['first']:.1f}",
+                f"{report['second']:.1f}",
                 f"{report['s_per_token']:.3f}",
                 f"{error:.4f}",
                 f"{same:.0%}",

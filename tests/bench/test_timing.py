@@ -96,6 +96,20 @@ def test_best_is_the_fastest_trial(monkeypatch):
     assert machine.best(lambda: None, trials=3) == 1
 
 
+@pytest.mark.parametrize(("pause", "sides"), [(0.0, {128, 1024}), (0.01, {128})])
+def test_products_that_a_processor_lacks_are_measured_small(monkeypatch, pause, sides):
+    torch, seen = pytest.importorskip("torch"), set()
+
+    def product(a, b, out):
+        seen.add(len(a))
+        if pause:
+            time.sleep(pause)
+
+    monkeypatch.setattr(torch, "matmul", product)
+    monkeypatch.setattr(torch, "set_num_threads", lambda cores: None)
+    assert machine._torch_rate(1024, "bfloat16", 1) > 0 and seen == sides
+
+
 def test_decoding_reads_every_weight_but_the_input_table_once_a_token():
     sizes = sizes_of("debug")
     llama = sizes.config.llama
@@ -216,3 +230,24 @@ def test_a_stream_is_heard_up_to_the_event_that_is_waited_for():
     (words,), (phrase,), (text,) = (work.facts().output for work in works)
     assert text == answer.text and text.startswith(words) and 0 < len(words) < len(text)
     assert phrase == answer.phrases[0].text
+
+
+def test_a_second_question_sees_the_picture_no_more(monkeypatch):
+    seen, facts = [], {}
+
+    def counted(name: str):
+        whole = getattr(engine, name)
+        return lambda *inputs: seen.append(name) or whole(*inputs)
+
+    for name in ("encode_clip", "encode_grounding"):
+        monkeypatch.setattr(engine, name, counted(name))
+    for first in (True, False):
+        work = talk.second_question(sizes_of("debug"), "float32", first=first)
+        assert work.seconds() > 0 and sorted(seen) == [
+            "encode_clip",
+            "encode_grounding",
+        ]  # once, of two questions, too
+        seen.clear()
+        facts[first] = work.facts()
+    assert facts[True].handled == facts[False].handled and facts[True].handled["tokens"] > 5
+    assert "the second question" in facts[False].what
