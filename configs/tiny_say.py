@@ -1,4 +1,4 @@
-"""The small model, last stage: the language model learns to name everything in the picture, each thing once.
+"""The small model: the language model learns to name everything in the picture, each thing once.
 
 As `tiny_talk.py`, but the tower rests, most rows are text for the language model alone, and names count most:
 two or three of the twenty tokens of a description are names, and the rest is easy.

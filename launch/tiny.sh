@@ -1,10 +1,10 @@
 #!/bin/sh
-# Train the small model of the package from nothing: about five hours on two cores (by the times of its stages).
+# Train the small model of the package from nothing: about seven hours on two cores (by the times of its stages).
 #
 #   launch/tiny.sh            from the folder that holds configs/; writes runs/tiny and lgjax/assets/tiny
 #
-# What tells (tower, lists, chat) on one core beside what finds (names, eyes, polish) on the other, then what reads
-# what is pointed at (prompts, talk), and what says all of it (say), on both.
+# What tells (tower, lists, chat) on one core beside what finds (names, eyes, polish, finish) on the other, then what
+# reads what is pointed at (prompts, talk), and what says all of it (say, more), on both.
 # Run it again after an interruption: what is done is not done again, and `lgjax train` goes on where it was.
 set -eu
 
@@ -37,7 +37,7 @@ words() {
 }
 
 places() {
-  stage 1 names && stage 1 eyes && stage 1 polish
+  stage 1 names && stage 1 eyes && stage 1 polish && stage 1 finish
 }
 
 together() {
@@ -59,4 +59,5 @@ fi
 stage 0,1 prompts
 stage 0,1 talk
 stage 0,1 say
-python launch/tiny_join.py "$out/polish/model" "$out/say/model" lgjax/assets/tiny
+stage 0,1 more
+python launch/tiny_join.py "$out/finish/model" "$out/more/model" lgjax/assets/tiny

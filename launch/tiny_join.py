@@ -1,6 +1,6 @@
 """Join the parts of the small model, each trained by its own stage, into one checkpoint in 16 bits.
 
-python launch/tiny_join.py runs/tiny/polish/model runs/tiny/say/model lgjax/assets/tiny
+python launch/tiny_join.py runs/tiny/finish/model runs/tiny/more/model lgjax/assets/tiny
 
 A part (tower, language model, grounding model, ...) is taken from the last folder that has it.
 """
