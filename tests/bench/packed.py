@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lgjax.bench.cases import Dtype
+from lgjax.bench.talk import GIVEN
 from lgjax.bench.weights import parameters
 from lgjax.config import llava_g_7b
 from lgjax.infer import generate
@@ -39,8 +40,6 @@ from lgjax.infer.load import load_model, use_compilation_cache
 from lgjax.models.llama import Llama, init_cache
 
 PROMPT, STEPS = 128, 8
-# random weights may say anything, or nothing
-GIVEN = "It is <g_s> a striped cat <g_e> <seg> ."
 TEXT = "USER: What do you see in this picture? ASSISTANT: A striped cat lies beside two remotes on a sofa."
 
 

@@ -243,10 +243,8 @@ def test_a_second_question_sees_the_picture_no_more(monkeypatch):
         monkeypatch.setattr(engine, name, counted(name))
     for first in (True, False):
         work = talk.second_question(sizes_of("debug"), "float32", first=first)
-        assert work.seconds() > 0 and sorted(seen) == [
-            "encode_clip",
-            "encode_grounding",
-        ]  # once, of two questions, too
+        # once, of two questions, too
+        assert work.seconds() > 0 and sorted(seen) == ["encode_clip", "encode_grounding"]
         seen.clear()
         facts[first] = work.facts()
     assert facts[True].handled == facts[False].handled and facts[True].handled["tokens"] > 5
