@@ -74,7 +74,8 @@ def forward_flops(
         heads = _grounding_heads(
             grounding.transformer, grounding.image_size, width, phrases, objects, queries, answering
         )
-        parts["grounding"] = grounded_rows * (features + heads)
+        table = _product(grounding.transformer.hidden_size, width, grounding.transformer.hidden_size)
+        parts["grounding"] = grounded_rows * (features + heads) + table
     if config.prompt is not None and grounded_rows and prompts:
         prompt = config.prompt
         features = _image_features(prompt.swin, prompt.transformer, prompt.image_size)
@@ -250,9 +251,13 @@ def _grounding_heads(
     """Choice of queries, decoder and heads of one picture."""
     width, tokens = config.hidden_size, sum(_tokens(side))
     layers, before = (1, 0) if answering else (config.decoder_layers, 2)
-    choice = _product(tokens, width, width, embed, phrases) + _box(config, queries)
-    classes = _product(queries, width, embed, phrases)
-    outputs = (layers + before) * (classes + _mask(config, side, queries, objects))
+    lowered = _product(phrases, embed, width)
+
+    def classes(states: int) -> int:
+        return _product(states, width, width) + _product(states, width, phrases)
+
+    choice = lowered + _product(tokens, width, width) + classes(tokens) + _box(config, queries)
+    outputs = (layers + before) * (classes(queries) + _mask(config, side, queries, objects))
     return choice + _decoder(config, side, queries) + outputs + layers * _box(config, queries)
 
 

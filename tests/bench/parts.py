@@ -30,7 +30,7 @@ from lgjax.config import GroundingConfig, llava_g_7b
 from lgjax.models.decoder import Decoder, mask_logits
 from lgjax.models.deformable import DeformableAttention
 from lgjax.models.grounding import Grounding
-from lgjax.models.pixel_encoder import ConvNorm, EncoderLayer, PixelEncoder
+from lgjax.models.pixel_encoder import ConvNorm, EncoderLayer, PixelEncoder, PixelFeatures
 from lgjax.models.position import LevelSizes, anchor_logits, cell_centres, resize_bilinear
 from lgjax.models.prompting import Prompting
 from lgjax.models.swin import Swin
@@ -239,10 +239,14 @@ def parts() -> Iterator[Callable[[], Part]]:
         tuple(map(chw, maps)),
     )
     memory = tensor(features.memory)
+
+    def choose(model: Grounding, features: PixelFeatures, phrases: jax.Array, mask: jax.Array) -> tuple:
+        return model.select_queries(features, model.lower(phrases, mask), queries)
+
     yield add(
         forward,
         f"choice of {queries} queries",
-        applied(grounding, method="select_queries", num_queries=queries),
+        applied(grounding, method=choose),
         (tree, features, phrases, mask),
         lambda m, p: network.select(m, p, sizes),
         (memory, tensor(phrases)),

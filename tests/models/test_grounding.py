@@ -72,6 +72,31 @@ def test_batch_of_different_images_equals_one_at_a_time():
         np.testing.assert_allclose(together[2][i], alone[2][0], atol=2e-4)
 
 
+def test_class_scores_equal_the_lifted_states_in_float64():
+    """Products and norms of states that are never lifted, one of zeros among them, and their gradients."""
+    params, rng = parameters(), np.random.default_rng(7)
+    states = rng.standard_normal((2, 40, params["class_embed"].shape[0]), np.float32)
+    states[:, 0] = 0
+    found = phrases(2, 3)
+    mask = np.asarray([[True, True, False], [True, False, True]])
+
+    def scores(states, found):
+        def method(model, states):
+            return model.class_logits(states, model.lower(found, jnp.asarray(mask)))
+
+        return MODEL.apply({"params": params}, states, method=method)
+
+    got, back = jax.vjp(scores, states, found)
+    lifted = states.astype(np.float64) @ np.asarray(params["class_embed"], np.float64)
+    direction = lifted / (np.linalg.norm(lifted, axis=-1, keepdims=True) + 1e-7)
+    want = np.exp(np.float64(params["logit_scale"])) * direction @ found.astype(np.float64).swapaxes(1, 2)
+    want = np.where(mask[:, None], want, -100.0)
+    np.testing.assert_allclose(got, want, rtol=0, atol=2e-6 * np.abs(want).max())
+    to_states, to_phrases = back(jnp.ones_like(got))
+    assert np.isfinite(to_states).all() and np.isfinite(to_phrases).all()
+    assert not to_phrases[~mask].any()
+
+
 def test_a_row_without_phrases_stays_finite():
     out = run(parameters(), pad_images(IMAGES[:1]), phrases(1, 2), np.zeros((1, 2), bool))
     assert all(np.isfinite(x).all() for x in out)
