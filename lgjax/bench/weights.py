@@ -19,7 +19,7 @@ from lgjax.convert.lazy import LazyTensor
 from lgjax.convert.packed import forms_of, pack, unpack
 from lgjax.convert.store import flattened, nested
 from lgjax.models.llava_grounding import abstract_params
-from lgjax.models.matmul import bfloat16_bits
+from lgjax.models.matmul import pack_for_cpu
 
 _DRAWN = 1_000_003  # a prime: rows of matrices, whose widths are no multiples of it, all differ
 
@@ -51,15 +51,16 @@ def _leaves(config: ModelConfig, *parts: str) -> dict[str, LazyTensor]:
 def parameters(config: ModelConfig, *parts: str, dtype: Dtype = "float32") -> dict[str, Any]:
     """Parameters of parts as the engine takes them from a checkpoint that was converted to `dtype`.
 
-    On CPUs bfloat16 matrices are raw bits. What int8 and int4 leave unpacked is float32.
+    On CPUs in the form that these read. What int8 and int4 leave unpacked is float32.
     """
     leaves = _leaves(config, *parts)
     if dtype in ("int8", "int4"):
         forms = forms_of(leaves, dtype)
         packed = {path: jnp.asarray(leaf.load()) for path, leaf in pack(leaves, forms).items()}
-        return nested(unpack(packed, forms))
-    made = nested({path: jnp.asarray(leaf.load(), dtype) for path, leaf in leaves.items()})
-    return bfloat16_bits(made) if dtype == "bfloat16" and jax.default_backend() == "cpu" else made
+        made = nested(unpack(packed, forms))
+    else:
+        made = nested({path: jnp.asarray(leaf.load(), dtype) for path, leaf in leaves.items()})
+    return pack_for_cpu(made) if jax.default_backend() == "cpu" else made
 
 
 def checkpoint_tensors(config: ModelConfig, part: str) -> Iterator[tuple[str, Float32[np.ndarray, "*shape"]]]:

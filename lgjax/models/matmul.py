@@ -3,10 +3,10 @@
 XLA for CPU turns a whole bfloat16 or int8 kernel into a float32 copy before it multiplies, and training keeps
 the copies for the way back: 27 GB for a 7B model. Packed kernels escape that: for many rows a loop widens
 some outputs at a time, for a single row it sums some inputs at a time, widened in registers alone. They are
-frozen: gradients pass through them, none reaches them. `bfloat16_bits` packs bfloat16 without loss (a view,
-outside jit: inside, a bitcast copies), `quantize` rounds to 8 or 4 bits. Other platforms widen inside the
-product. Kernels of floats use the plain product, but for a single float32 row on CPUs, where XLA walks down
-the columns of a large kernel.
+frozen: gradients pass through them, none reaches them. `quantize` rounds to 8 or 4 bits; `pack_for_cpu`, at
+loading, gives bfloat16 and whole steps without loss the form that a CPU reads fastest. Other platforms widen
+inside the product. Kernels of floats use the plain product, but for a single float32 row on CPUs, where XLA
+walks down the columns of a large kernel.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from jaxtyping import Array, Float, Float32, Shaped
 
 Bits = Literal[4, 8]
 GROUP = 64  # inputs that share a step of 4 bits
+INPUTS = {"uint8": 2, "int32": 4, "uint32": 8}  # of a stored value; other types hold one each
 MATVEC_ROWS = 8  # input rows unrolled in one step when `x` has a single row: as many as a cache has ways
+WORD_ROWS = 4  # the same of words, four or eight inputs each: two are read slower, eight compile longer
 SHARES = 16  # parts of the inputs, each summed on its own, that cores may share out among them then
 MATVEC_SIZE = 2**21  # entries of a float32 kernel from which on this beats the dot of XLA for CPU
 BLOCK = 256  # outputs widened at once otherwise; the float32 block stays small
@@ -34,12 +36,14 @@ class Packed(NamedTuple):
 
     values: uint16 [i, o] are the bits of bfloat16 numbers; int8 [i, o] are whole steps of the scale, -127 to
     127; uint8 [i / 2, o] are two steps of 4 bits, -7 to 7, kept as 1 to 15: of a group of inputs the first
-    half lies in the low bits, the second in the high ones. scale: one for each group of inputs and each
-    output (a table has one for each row instead); None for bits. (A float32 kernel takes this form, with
-    itself as values, only to be multiplied by a single row.)
+    half lies in the low bits, the second in the high ones. Words are what CPUs read: int32 [i / 4, o] hold
+    four steps of 8 bits, uint32 [i / 8, o] eight of 4 bits, the first part of a group (of all inputs, for 8
+    bits) lowest; half the range is added to all but the highest, which keeps its sign. scale: one for each
+    group of inputs and each output (a table has one for each row instead); None for bits. (A float32 kernel
+    takes this form, with itself as values, only to be multiplied by a single row.)
     """
 
-    values: Shaped[Array, "*layers bytes o"]
+    values: Shaped[Array, "*layers held o"]
     scale: Float32[Array, "*layers groups o2"] | None
 
 
@@ -57,25 +61,51 @@ class LowRank(NamedTuple):
 Kernel = Float[Array, "*layers i o"] | Packed | LowRank
 
 
-def bfloat16_bits(params: dict[str, Any]) -> dict[str, Any]:
-    """Pack the bfloat16 matrices of a parameter dict without loss, for CPUs; returns the same dict.
+def pack_for_cpu(params: dict[str, Any]) -> dict[str, Any]:
+    """Give the matrices of a parameter dict the form that CPUs read fastest; returns the same dict.
 
     Leaves named `kernel` of rank 2 or 3 (stacked layers), bases of such kernels with a low-rank change, and
-    `embed_tokens` become `Packed`, in place and one by one, so that never more than one matrix is held twice;
-    all other leaves stay as they are. Source: spec/performance_notes.md 6.
+    `embed_tokens`: bfloat16 becomes `Packed` bits, and kernels in whole steps become words. Nothing is lost.
+    In place and one by one, so that never more than one matrix is held twice; all other leaves stay as they
+    are. Source: spec/performance_notes.md 6.
     """
     for name, leaf in params.items():
         if isinstance(leaf, dict):
-            bfloat16_bits(leaf)
+            pack_for_cpu(leaf)
         elif name in ("kernel", "embed_tokens"):
-            params[name] = leaf._replace(base=_bits(leaf.base)) if isinstance(leaf, LowRank) else _bits(leaf)
+            pack = _bits if name == "embed_tokens" else lambda kernel: _words(_bits(kernel))
+            params[name] = leaf._replace(base=pack(leaf.base)) if isinstance(leaf, LowRank) else pack(leaf)
     return params
 
 
 def _bits(kernel: Any) -> Any:
     if isinstance(kernel, Packed) or kernel.ndim not in (2, 3) or kernel.dtype != jnp.bfloat16:
         return kernel
-    return Packed(jnp.asarray(np.asarray(kernel).view(np.uint16)), None)
+    return Packed(jnp.asarray(np.asarray(kernel).view(np.uint16)), None)  # a bitcast under jit would copy
+
+
+def _words(kernel: Any) -> Any:
+    """A packed kernel in whole steps as words, if these divide among its inputs."""
+    inputs = shape_of(kernel)[-2] if isinstance(kernel, Packed) else 0
+    if inputs and kernel.values.dtype in (jnp.int8, jnp.uint8) and inputs % INPUTS["int32"] == 0:
+        return _joined_to_words(kernel)
+    return kernel
+
+
+@jax.jit
+def _joined_to_words(packed: Packed) -> Packed:
+    assert packed.scale is not None
+    bits, dtype = (8, jnp.int32) if packed.values.dtype == jnp.int8 else (4, jnp.uint32)
+    *layers, groups, outputs = packed.scale.shape
+    held = _steps(packed.values.reshape(*layers, groups, -1, outputs))
+    parts = [
+        part.astype(jnp.int32) for steps in held for part in jnp.split(steps, 32 // bits // len(held), -2)
+    ]
+    word = parts.pop() << (32 - bits)
+    for place, part in enumerate(parts):
+        word |= (part + (1 << (bits - 1))) << (bits * place)
+    word = jax.lax.bitcast_convert_type(word, dtype)
+    return Packed(word.reshape(*layers, -1, outputs), packed.scale)
 
 
 @functools.partial(jax.jit, static_argnames="bits")
@@ -114,7 +144,7 @@ def shape_of(kernel: Kernel) -> tuple[int, ...]:
         return shape_of(kernel.base)
     if isinstance(kernel, Packed):
         *layers, height, outputs = kernel.values.shape
-        return (*layers, height * (2 if kernel.values.dtype == jnp.uint8 else 1), outputs)
+        return (*layers, height * INPUTS.get(kernel.values.dtype.name, 1), outputs)
     return kernel.shape
 
 
@@ -125,20 +155,37 @@ def widen(packed: Packed) -> Float32[Array, "*layers i o"]:
 
 
 def _wide_parts(packed: Packed) -> list[Float32[Array, "*layers groups i2 o"]]:
-    """The numbers of all inputs of each group, or of 4 bits the first halves of groups, then the second."""
-    groups = 1 if packed.scale is None else packed.scale.shape[-2]
+    """The numbers of all inputs of each group, or of bytes of 4 bits the first halves, then the second."""
+    groups = _groups(packed)
     *layers, height, outputs = packed.values.shape
     parts = _steps(packed.values.reshape(*layers, groups, height // groups, outputs))
     return parts if packed.scale is None else [part * packed.scale[..., None, :] for part in parts]
 
 
-def _steps(values: Shaped[Array, "*shape"]) -> list[Float32[Array, "*shape"]]:
-    """The numbers of stored values; of 4 bits those of the first half of a group, then of the second."""
+def _steps(values: Shaped[Array, "*lead rows o"]) -> list[Float32[Array, "*lead inputs o"]]:
+    """The numbers of stored values: of words all, in the order of the inputs; of bytes of 4 bits first those
+    of the low bits, then those of the high ones."""
     if values.dtype == jnp.uint16:
         return [jax.lax.bitcast_convert_type(values.astype(jnp.uint32) << 16, jnp.float32)]
     if values.dtype == jnp.uint8:
         return [half.astype(jnp.float32) - 8 for half in (values & 15, values >> 4)]
+    if _is_word(values.dtype):
+        bits = 32 // INPUTS[values.dtype.name]
+        signs = sum(1 << place for place in range(bits - 1, 31, bits))  # of all parts but the highest
+        left = jnp.arange(32 - bits, -1, -bits)[:, None, None]  # brings each part to the highest place
+        parts = ((jax.lax.bitcast_convert_type(values, jnp.int32) ^ signs)[..., None, :, :] << left) >> (
+            32 - bits
+        )
+        return [parts.reshape(*values.shape[:-2], -1, values.shape[-1]).astype(jnp.float32)]
     return [values.astype(jnp.float32)]
+
+
+def _is_word(dtype: DTypeLike) -> bool:
+    return INPUTS.get(np.dtype(dtype).name, 1) > 2
+
+
+def _groups(packed: Packed) -> int:
+    return 1 if packed.scale is None else packed.scale.shape[-2]
 
 
 def dense(kernel: Kernel) -> Float32[Array, "*layers i o"]:
@@ -310,34 +357,61 @@ def _join(parts: list[Float32[Array, "m i2"]]) -> Float32[Array, "m i"]:
 
 
 def _single_row(x: Float32[Array, "1 i"], kernel: Packed) -> Float32[Array, "1 o"]:
-    """Return x @ kernel in steps of `MATVEC_ROWS` rows of values of each share; the last may have fewer."""
+    """Return x @ kernel in steps of a few rows of values of each share; the last may have fewer."""
     height, outputs = kernel.values.shape
-    halves = x.shape[1] // height
-    grouped = halves > 1  # 4 bits: a step is a part of a group, which has its own scale
-    group = GROUP // 2 if grouped else 2 * MATVEC_ROWS  # at least two steps, so that XLA keeps the loop
+    count = x.shape[1] // height
+    grouped = kernel.scale is not None and kernel.scale.shape[0] > 1  # a step is a part of a group
+    rows = WORD_ROWS if _is_word(kernel.values.dtype) else MATVEC_ROWS
+    group = GROUP // count if grouped else 2 * rows  # at least two steps, so that XLA keeps the loop
     shares = 1 if height % group else math.gcd(height // group, SHARES)
     length = height // shares
     values = kernel.values.reshape(shares, length, outputs)
     scale = kernel.scale.reshape(shares, -1, outputs) if grouped and kernel.scale is not None else None
-    x = jnp.stack(_split(x, kernel)).reshape(halves, shares, length)
+    x = x.reshape(_groups(kernel), count, -1).swapaxes(0, 1).reshape(count, shares, length)
+    places, added = _places(kernel.values.dtype)
+    excess = (x * added[:, None, None]).sum(0)
+    x = x / places[:, None, None]
 
-    def add(y, first, count):
-        x_part = jax.lax.dynamic_slice_in_dim(x, first, count, axis=2)
+    def add(y, first, rows, excess):
+        x_part = jax.lax.dynamic_slice_in_dim(x, first, rows, axis=2)
         # a slice for each row, and sums, not a dot: XLA fuses them into one pass over the bytes
         terms = [
-            steps * x_part[half, :, j, None]
-            for j in range(count)
-            for half, steps in enumerate(_steps(_row(values, first + j)))
+            steps * x_part[part, :, j, None]
+            for j in range(rows)
+            for part, steps in enumerate(_raised(_row(values, first + j)))
         ]
         part = sum(terms[::2]) + sum(terms[1::2])
+        part = part - excess if added.any() else part
         return y + (part if scale is None else part * _row(scale, first // group))
 
-    rows = min(MATVEC_ROWS, length)
+    rows = min(rows, length)
+    steps, left = divmod(length, rows)
+    excesses = excess[:, : steps * rows].reshape(shares, steps, rows).sum(2)[..., None]
     y = jnp.zeros((shares, outputs))
-    y = jax.lax.fori_loop(0, length // rows, lambda s, y: add(y, s * rows, rows), y)
-    y = add(y, length - length % rows, length % rows) if length % rows else y
+    y = jax.lax.fori_loop(0, steps, lambda s, y: add(y, s * rows, rows, _row(excesses, s)), y)
+    y = add(y, length - left, left, excess[:, -left:].sum(1, keepdims=True)) if left else y
     y = y.sum(0, keepdims=True)
     return y if grouped or kernel.scale is None else y * kernel.scale
+
+
+def _raised(values: Shaped[Array, "*shape"]) -> list[Float32[Array, "*shape"]]:
+    """The numbers of stored values, by parts; those of words as they lie there, which a mask gives alone."""
+    if not _is_word(values.dtype):
+        return _steps(values)
+    count, word = INPUTS[values.dtype.name], jax.lax.bitcast_convert_type(values, jnp.int32)
+    bits = 32 // count
+    masks = np.asarray([((1 << bits) - 1) << (bits * place) for place in range(count)], np.uint32)
+    return [(word & mask).astype(jnp.float32) for mask in masks.view(np.int32)]
+
+
+def _places(dtype: DTypeLike) -> tuple[Float32[np.ndarray, " count"], Float32[np.ndarray, " count"]]:
+    """By how much `_raised` multiplies the steps of each part, and what was added to them before."""
+    count = INPUTS.get(np.dtype(dtype).name, 1)
+    if not _is_word(dtype):
+        return np.ones(count, np.float32), np.zeros(count, np.float32)
+    bits, places = 32 // count, np.arange(count)
+    added = np.where(places < count - 1, 1 << (bits - 1), 0)
+    return np.exp2(bits * places).astype(np.float32), added.astype(np.float32)
 
 
 def _row(array: Shaped[Array, "shares rows o"], number: Array | int) -> Shaped[Array, "shares o"]:

@@ -7,16 +7,18 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from lgjax.models.matmul import LowRank, Packed, bfloat16_bits, quantize
+from lgjax.models.matmul import LowRank, Packed, pack_for_cpu, quantize
 
 FORMS = {
     "float32": lambda w: w,
     "bfloat16": lambda w: w.astype(jnp.bfloat16),
-    "bits": lambda w: bfloat16_bits({"kernel": w.astype(jnp.bfloat16)})["kernel"],
+    "bits": lambda w: pack_for_cpu({"kernel": w.astype(jnp.bfloat16)})["kernel"],
     "int8": quantize,
     "int4": lambda w: quantize(w, 4),
+    "words of int8": lambda w: pack_for_cpu({"kernel": quantize(w)})["kernel"],
+    "words of int4": lambda w: pack_for_cpu({"kernel": quantize(w, 4)})["kernel"],
 }
-PACKED = ("bits", "int8", "int4")
+PACKED = ("bits", "int8", "int4", "words of int8", "words of int4")
 
 
 def normal(seed: int, *shape: int) -> jax.Array:
@@ -35,14 +37,19 @@ def exact(kernel) -> np.ndarray:
     scale = np.asarray(kernel.scale, np.float64)
     if values.dtype == np.int8:
         return values * scale
+    count = {"uint8": 2, "int32": 4, "uint32": 8}[values.dtype.name]
+    base = {"uint8": 16, "int32": 256, "uint32": 16}[values.dtype.name]
     *layers, height, outputs = values.shape
-    out = np.zeros((*layers, 2 * height, outputs))
-    size = 2 * height // scale.shape[-2]
-    for i in range(2 * height):
+    out = np.zeros((*layers, count * height, outputs))
+    size = count * height // scale.shape[-2]
+    for i in range(count * height):
         group, place = divmod(i, size)
-        byte = values[..., group * size // 2 + place % (size // 2), :].astype(np.int64)
-        steps = byte % 16 if place < size // 2 else byte // 16
-        out[..., i, :] = (steps - 8) * scale[..., group, :]
+        part, row = divmod(place, size // count)
+        word = values[..., group * size // count + row, :].astype(np.int64)
+        steps = word // base**part % base  # digits of a number, the highest with its own sign in words
+        signed = count > 2 and part == count - 1
+        steps = np.where(steps < base // 2, steps, steps - base) if signed else steps - base // 2
+        out[..., i, :] = steps * scale[..., group, :]
     return out
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from lgjax.models.layers import stack_layers, unstack_layers
 from lgjax.models.llama import Llama, attend_cache, init_cache, rope_frequencies
-from lgjax.models.matmul import bfloat16_bits
+from lgjax.models.matmul import pack_for_cpu
 from tests.models.tiny_llama import BASE, CONFIGS, hugging_face, parameters, random_parameters
 
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
@@ -199,10 +199,10 @@ def test_stacking_is_undone():
 
 
 @every_config
-def test_raw_bfloat16_bits_equal_their_values(config):
+def test_raw_bits_equal_their_values(config):
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), random_parameters(config))
     values = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
-    bits = bfloat16_bits(params)
+    bits = pack_for_cpu(params)
     assert bits["embed_tokens"].values.dtype == jnp.uint16
     ids = random_ids(2, 5)
     for a, b in zip(forward(Llama(config), bits, ids), forward(Llama(config), values, ids), strict=True):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from lgjax.models import matmul as products
 from lgjax.models.layers import Linear, stack_layers, unstack_layers
 from lgjax.models.llama import Llama, init_cache
-from lgjax.models.matmul import LowRank, Packed, bfloat16_bits, dense, low_rank, matmul
+from lgjax.models.matmul import LowRank, Packed, dense, low_rank, matmul, pack_for_cpu
 from tests.models.kernels import FORMS, PACKED, assert_product, exact, normal
 from tests.models.tiny_llama import CONFIGS, random_parameters
 
@@ -48,7 +48,7 @@ def test_dense_is_base_and_change(form):
 )
 def test_products_and_gradients_equal_float64(form, rows, size, out):
     """Every form with a change, and alone: the product, and the gradients of x and of the change."""
-    size = max(size, 64) // 64 * 64 if form == "int4" else size
+    size = max(size, 64) // 64 * 64 if "int4" in form else size
     kernel = changed(form, size, out)
     kernel = kernel._replace(up=kernel.up * 0.1)  # terms of a large change would hide errors of the base
     x, gradient = normal(3, rows, size), normal(4, rows, out)
@@ -237,14 +237,14 @@ def test_training_makes_no_float_copies(form, scan):
     assert compiled.memory_analysis().temp_size_in_bytes < 6 * width * width * 4 / 3
 
 
-def test_bits_reach_bases_and_stacked_layers_and_leave_int8():
+def test_packing_reaches_bases_and_stacked_layers():
     half = changed("bfloat16", 4, 6, 5)
-    params = {"a": {"kernel": half}, "b": {"kernel": half.base}, "c": {"kernel": changed("int8", 6, 5)}}
-    got = jax.tree.map(lambda leaf: leaf.dtype.name, bfloat16_bits(params))
+    params = {"a": {"kernel": half}, "b": {"kernel": half.base}, "c": {"kernel": changed("int8", 8, 5)}}
+    got = jax.tree.map(lambda leaf: leaf.dtype.name, pack_for_cpu(params))
     assert got == {
         "a": {"kernel": LowRank(Packed("uint16", None), "float32", "float32")},
         "b": {"kernel": Packed("uint16", None)},
-        "c": {"kernel": LowRank(Packed("int8", "float32"), "float32", "float32")},
+        "c": {"kernel": LowRank(Packed("int32", "float32"), "float32", "float32")},
     }
     np.testing.assert_array_equal(dense(params["a"]["kernel"]), dense(half))
 
@@ -280,7 +280,7 @@ def hidden_states(params: dict, x: jax.Array, config=TWO, *, scan=False, remat=F
 
 @every_form
 def test_llama_with_a_fresh_change_is_unchanged(form):
-    config = WHOLE if form == "int4" else TWO
+    config = WHOLE if "int4" in form else TWO
     plain, x = random_parameters(config), normal(0, 2, 7, config.hidden_size)
 
     def fresh(i, kernel):
@@ -290,7 +290,8 @@ def test_llama_with_a_fresh_change_is_unchanged(form):
     params = with_kernels(plain, fresh)
     got, want = hidden_states(params, x, config), hidden_states(plain, x, config)
     error = float(jnp.abs(got - want).max())
-    bound = {"float32": 1e-5, "bfloat16": 0.05, "bits": 0.05, "int8": 0.1, "int4": 1.0}[form]
+    bounds = {"float32": 1e-5, "bfloat16": 0.05, "bits": 0.05, "int8": 0.1, "int4": 1.0}
+    bound = bounds[form.removeprefix("words of ")]
     assert error < bound and (form == "float32" or error > 1e-4)  # a base that is ignored would be exact
     np.testing.assert_allclose(got, hidden_states(densed(params), x, config), rtol=0, atol=2e-5)
 

@@ -16,10 +16,10 @@ from lgjax.models.matmul import (
     GROUP,
     MATVEC_SIZE,
     Packed,
-    bfloat16_bits,
     dense,
     matmul,
     matmul_transposed,
+    pack_for_cpu,
     quantize,
     quantize_table,
     shape_of,
@@ -35,7 +35,7 @@ GROUPED = [GROUP, 3 * GROUP, 5 * GROUP]  # inputs that 4 bits take
 @given(form=st.sampled_from(PACKED), rows=st.integers(1, 3), data=st.data())
 def test_products_equal_float64(form, rows, data):
     """A single row and several, whole blocks of outputs and odd rests, kernels and tables."""
-    size = data.draw(st.sampled_from(GROUPED if form == "int4" else [1, 15, 16, 37, 300, 513]))
+    size = data.draw(st.sampled_from(GROUPED if "int4" in form else [1, 15, 16, 37, 300, 513]))
     out = data.draw(st.sampled_from([1, 7, 256, 257, 600]))
     kernel, x = FORMS[form](normal(size, size, out)), normal(out, rows, size)
     assert shape_of(kernel) == (size, out)
@@ -158,7 +158,29 @@ def test_every_bit_pattern_widens_exactly():
     np.testing.assert_array_equal(got.view(np.uint32), want.view(np.uint32))
 
 
-def test_bits_take_only_matrices():
+@settings(max_examples=12)
+@given(form=st.sampled_from(["int8", "int4"]), size=st.sampled_from(GROUPED), layers=st.booleans())
+def test_words_hold_the_same_steps(form, size, layers):
+    """Four or eight of them, to the last bit; a kernel whose inputs they do not divide stays as it is."""
+    kernel = FORMS[form](normal(size, *([2] if layers else []), size, 5))
+    words = pack_for_cpu({"kernel": kernel})["kernel"]
+    assert words.values.dtype == (jnp.int32 if form == "int8" else jnp.uint32)
+    assert words.values.nbytes == kernel.values.nbytes and shape_of(words) == shape_of(kernel)
+    np.testing.assert_array_equal(exact(words), exact(kernel))
+    np.testing.assert_array_equal(widen(words), widen(kernel))
+    odd = quantize(normal(0, 37, 5))
+    assert pack_for_cpu({"kernel": odd})["kernel"] is odd
+
+
+def test_a_row_whose_numbers_share_a_sign():
+    """What words add to their steps is taken off again without a loss that would grow with the inputs."""
+    x, kernel = jnp.abs(normal(0, 1, 4096)) + 1, FORMS["words of int8"](normal(1, 4096, 300))
+    want = np.asarray(x, np.float64) @ exact(kernel)
+    own = np.asarray(x @ dense(kernel)) - want
+    assert np.abs(np.asarray(matmul(x, kernel)) - want).max() < 4 * np.abs(own).max() + 1e-5
+
+
+def test_only_matrices_are_packed():
     half = jnp.ones((4, 6), jnp.bfloat16)
     params = {
         "embed_tokens": half,
@@ -167,16 +189,18 @@ def test_bits_take_only_matrices():
         "q_proj": {"kernel": half, "bias": jnp.ones(4, jnp.bfloat16)},
         "full": {"kernel": jnp.ones((4, 4))},
         "int8": {"kernel": quantize(half)},
+        "int4": {"kernel": quantize(jnp.ones((64, 6)), 4)},
         "position_embedding": half,
     }
-    got = jax.tree.map(lambda leaf: f"{leaf.dtype} {leaf.shape}", bfloat16_bits(params))
+    got = jax.tree.map(lambda leaf: f"{leaf.dtype} {leaf.shape}", pack_for_cpu(params))
     assert got == {
         "embed_tokens": Packed("uint16 (4, 6)", None),
         "norm": {"scale": "bfloat16 (4,)"},
         "patch": {"kernel": "bfloat16 (2, 2, 3, 4)"},
         "q_proj": {"kernel": Packed("uint16 (4, 6)", None), "bias": "bfloat16 (4,)"},
         "full": {"kernel": "float32 (4, 4)"},
-        "int8": {"kernel": Packed("int8 (4, 6)", "float32 (1, 6)")},
+        "int8": {"kernel": Packed("int32 (1, 6)", "float32 (1, 6)")},
+        "int4": {"kernel": Packed("uint32 (8, 6)", "float32 (1, 6)")},
         "position_embedding": "bfloat16 (4, 6)",
     }
 
@@ -187,7 +211,7 @@ def packed_shapes(leaf: jax.ShapeDtypeStruct, form: str, table: bool) -> Packed:
         return Packed(jax.ShapeDtypeStruct(leaf.shape, jnp.uint16), None)
     if table:
         return jax.eval_shape(quantize_table, leaf)
-    return jax.eval_shape(lambda kernel: quantize(kernel, 8 if form == "int8" else 4), leaf)
+    return jax.eval_shape(FORMS[form], leaf)
 
 
 @pytest.mark.parametrize("tied", [False, True])
