@@ -119,7 +119,7 @@ def prefill(
         part = embeds[:, first : first + size]
         return _prefill(model, params, part, lengths - first, cache, starts + first)
 
-    state, cache = read(0, cache, 32)
+    state, cache = read(0, cache, 16)
     for first in range(PREFILL_CHUNK, longest, PREFILL_CHUNK):
         fresh, cache = read(first, cache, 128)  # what is left would rarely pay for a program of its own
         # a row that ended before wrote beyond its end, where nothing sees it

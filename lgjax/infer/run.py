@@ -196,8 +196,8 @@ def _prefill(
     if (missing := room - generate.cache_length(held)) > 0:
         held = jax.tree.map(lambda part: jnp.pad(part, ((0, 0), (0, 0), (0, missing), (0, 0))), held)
     suffixes = [_suffix(request.plan, request.start) for request in requests]
-    # what a further question adds is short: worth two more programs where 64 positions take seconds
-    length = generate.coarse_bucket(max(len(suffix.tokens) for suffix in suffixes), least=32)
+    # what a further question adds is short: worth a few more programs where 64 positions take seconds
+    length = generate.coarse_bucket(max(len(suffix.tokens) for suffix in suffixes), least=16)
     plan = plan_batch(suffixes, length)
     lengths = np.asarray(plan.lengths)
     tokens = tokens_of(model, [request.view for request in requests])
