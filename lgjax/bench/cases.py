@@ -213,5 +213,5 @@ def described(sizes: Sizes) -> str:
     return (
         f"vision modules: canvas {side} x {side}, CLIP at {model.clip.image_size}; language model: "
         f"{llama.num_layers} layers of width {llama.hidden_size}, {llama.vocab_size} ids; fresh parameters. "
-        f"chat, second-turn, batch and train-step: the model '{sizes.chat}'"
+        f"chat, first-word, first-box, second-turn, batch and train-step: the model '{sizes.chat}'"
     )
