@@ -28,7 +28,7 @@ MATVEC_ROWS = 8  # input rows unrolled in one step when `x` has a single row: as
 WORD_ROWS = 4  # the same of words, four or eight inputs each: two are read slower, eight compile longer
 SHARES = 16  # parts of the inputs, each summed on its own, that cores may share out among them then
 MATVEC_SIZE = 2**21  # entries of a float32 kernel from which on this beats the dot of XLA for CPU
-BLOCK = 256  # outputs widened at once otherwise; the float32 block stays small
+BLOCK = 128  # outputs widened at once otherwise; the float32 block stays small
 
 
 class Packed(NamedTuple):

@@ -55,9 +55,10 @@ def forward_flops(
     a row. Parts that the config lacks or that nothing passes (no rows, no phrases, no prompts) are absent.
 
     "grounding" is Swin, pixel encoder, choice of queries, decoder, heads of all outputs (proposals, initial
-    queries, layers) and the masks of the objects in each; "prompt" the same without choice and classes, with
-    three tokens a region and the masks of the first. `answering` counts what inference computes: "head" for
-    one position a row, and of the last output alone what an answer needs.
+    queries, layers) and the masks of the objects in each, and once a batch the square of the table that lifts
+    states; "prompt" the same without choice and classes, with three tokens a region and the masks of the
+    first. `answering` counts what inference computes: "head" for one position a row, and of the last output
+    alone what an answer needs.
     Source: spec/training_and_data.md 14.2.
     """
     width = config.llama.hidden_size
