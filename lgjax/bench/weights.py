@@ -18,8 +18,8 @@ from lgjax.convert import keys
 from lgjax.convert.lazy import LazyTensor
 from lgjax.convert.packed import forms_of, pack, unpack
 from lgjax.convert.store import flattened, nested
+from lgjax.models.kernels import lay_out_for_cpu
 from lgjax.models.llava_grounding import abstract_params
-from lgjax.models.matmul import pack_for_cpu
 
 _DRAWN = 1_000_003  # a prime: rows of matrices, whose widths are no multiples of it, all differ
 
@@ -60,7 +60,7 @@ def parameters(config: ModelConfig, *parts: str, dtype: Dtype = "float32") -> di
         made = nested(unpack(packed, forms))
     else:
         made = nested({path: jnp.asarray(leaf.load(), dtype) for path, leaf in leaves.items()})
-    return pack_for_cpu(made) if jax.default_backend() == "cpu" else made
+    return lay_out_for_cpu(made) if jax.default_backend() == "cpu" else made
 
 
 def checkpoint_tensors(config: ModelConfig, part: str) -> Iterator[tuple[str, Float32[np.ndarray, "*shape"]]]:

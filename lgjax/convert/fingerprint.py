@@ -16,7 +16,7 @@ import numpy as np
 from lgjax.config import ModelConfig
 from lgjax.convert.meta import Form
 from lgjax.convert.packed import TABLE, unpack
-from lgjax.models.matmul import Packed, widen
+from lgjax.models.kernels import Packed, widen
 
 Corner = tuple[slice, ...]
 Values = dict[str, list[float]]

@@ -17,7 +17,7 @@ import numpy as np
 from lgjax.convert import lazy
 from lgjax.convert.lazy import LazyTensor
 from lgjax.convert.meta import FLOAT32_PARTS, Form, Meta
-from lgjax.models.matmul import GROUP, Bits, Packed, quantize, quantize_table
+from lgjax.models.kernels import GROUP, Bits, Packed, quantize, quantize_table
 
 BITS: dict[Form, Bits] = {"int8": 8, "int4": 4}
 TABLE = "llama/embed_tokens"

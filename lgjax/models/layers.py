@@ -12,7 +12,8 @@ from flax.errors import ScopeParamShapeError
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from lgjax.models.matmul import LowRank, Packed, matmul, shape_of
+from lgjax.models.kernels import FORMS, shape_of
+from lgjax.models.matmul import matmul
 
 Init = Callable[..., Any]
 Axes = tuple[str | None, ...]
@@ -34,7 +35,7 @@ def param(module: nn.Module, name: str, init: Init, axes: Axes, shape: tuple[int
     stored = None if module.is_initializing() else nn.unbox(module.get_variable("params", name))
     if stored is None:
         return module.param(name, nn.with_logical_partitioning(init, axes), shape)
-    found = shape_of(stored) if isinstance(stored, (Packed, LowRank)) else jnp.shape(stored)
+    found = shape_of(stored) if isinstance(stored, FORMS) else jnp.shape(stored)
     if found != shape:
         raise ScopeParamShapeError(name, "/".join(module.path), found, shape)
     return stored

@@ -15,8 +15,9 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 
 from lgjax.config import LlamaConfig
 from lgjax.models.attention import Kernel, attend
+from lgjax.models.kernels import Packed, widen
 from lgjax.models.layers import Linear, default_linear, ones, param
-from lgjax.models.matmul import Packed, matmul_transposed, widen
+from lgjax.models.matmul import matmul_transposed
 
 Hidden = Float[Array, "b t d"]
 Positions = Int[Array, "b t"]

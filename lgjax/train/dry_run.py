@@ -15,7 +15,7 @@ from rich.table import Table
 
 from lgjax.data.pipeline import Mixture, Stream
 from lgjax.infer.load import use_compilation_cache
-from lgjax.models.matmul import Packed
+from lgjax.models.kernels import Packed
 from lgjax.parallel.mesh import AXES, make_mesh
 from lgjax.text.tokenizer import Tokenizer
 from lgjax.train.config import DataStream, TrainConfig

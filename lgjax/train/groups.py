@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from lgjax.convert.store import FLOAT32_PARTS, nested
+from lgjax.models.kernels import LowRank, Packed, dense, low_rank, quantize
 from lgjax.models.layers import unstack_layers
-from lgjax.models.matmul import LowRank, Packed, dense, low_rank, quantize
 from lgjax.text.tokenizer import GROUNDING_TOKENS
 from lgjax.train.config import Rates, TrainConfig
 

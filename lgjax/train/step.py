@@ -20,8 +20,8 @@ from jaxtyping import Key
 
 from lgjax.convert.store import flattened
 from lgjax.models.attention import Kernel, kernel_of
+from lgjax.models.kernels import Packed
 from lgjax.models.llava_grounding import logical_axes
-from lgjax.models.matmul import Packed
 from lgjax.parallel.mesh import BATCH_AXES
 from lgjax.parallel.rules import RULES, partition_spec
 from lgjax.train.config import TrainConfig

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lgjax.models.kernels import GROUP, Bits, quantize
 from lgjax.models.layers import Linear
-from lgjax.models.matmul import GROUP, Bits, quantize
 
 WIDTH, INNER, LAYERS, STEPS, ROWS = 4096, 11008, 2, 8, 384
 

@@ -21,9 +21,9 @@ from lgjax.bench.weights import parameters
 from lgjax.infer import engine
 from lgjax.infer.chat import GroundedChat
 from lgjax.infer.stream import Done, Found, Words
+from lgjax.models.kernels import dense
 from lgjax.models.llama import Llama
 from lgjax.models.llava_grounding import abstract_params
-from lgjax.models.matmul import dense
 from tests.train.counting import traced_flops
 
 SECONDS = st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=9)

@@ -17,8 +17,8 @@ from lgjax.convert.describe import describe
 from lgjax.infer import engine
 from lgjax.infer.chat import GroundedChat
 from lgjax.infer.load import load_model
+from lgjax.models.kernels import Packed, dense, shape_of
 from lgjax.models.llama import Llama
-from lgjax.models.matmul import Packed, dense, shape_of
 from lgjax.parallel import mesh as meshes
 from tests.convert import folders
 from tests.infer.model import GROUNDED, picture

@@ -7,16 +7,17 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from lgjax.models.matmul import LowRank, Packed, pack_for_cpu, quantize
+from lgjax.models.kernels import LowRank, Packed, Transposed, lay_out_for_cpu, quantize
 
 FORMS = {
     "float32": lambda w: w,
+    "transposed": lambda w: Transposed(jnp.swapaxes(w, -1, -2)),
     "bfloat16": lambda w: w.astype(jnp.bfloat16),
-    "bits": lambda w: pack_for_cpu({"kernel": w.astype(jnp.bfloat16)})["kernel"],
+    "bits": lambda w: lay_out_for_cpu({"kernel": w.astype(jnp.bfloat16)})["kernel"],
     "int8": quantize,
     "int4": lambda w: quantize(w, 4),
-    "words of int8": lambda w: pack_for_cpu({"kernel": quantize(w)})["kernel"],
-    "words of int4": lambda w: pack_for_cpu({"kernel": quantize(w, 4)})["kernel"],
+    "words of int8": lambda w: lay_out_for_cpu({"kernel": quantize(w)})["kernel"],
+    "words of int4": lambda w: lay_out_for_cpu({"kernel": quantize(w, 4)})["kernel"],
 }
 PACKED = ("bits", "int8", "int4", "words of int8", "words of int4")
 
@@ -29,6 +30,8 @@ def exact(kernel) -> np.ndarray:
     """A kernel of any form in float64, [*layers, i, o]."""
     if isinstance(kernel, LowRank):
         return exact(kernel.base) + np.asarray(kernel.down, np.float64) @ np.asarray(kernel.up, np.float64)
+    if isinstance(kernel, Transposed):
+        return np.swapaxes(exact(kernel.values), -1, -2)
     if not isinstance(kernel, Packed):
         return np.asarray(kernel).astype(np.float64)
     values = np.asarray(kernel.values)

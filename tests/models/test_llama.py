@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lgjax.models.kernels import lay_out_for_cpu
 from lgjax.models.layers import stack_layers, unstack_layers
 from lgjax.models.llama import Llama, attend_cache, init_cache, rope_frequencies
-from lgjax.models.matmul import pack_for_cpu
 from tests.models.tiny_llama import BASE, CONFIGS, hugging_face, parameters, random_parameters
 
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
@@ -202,7 +202,7 @@ def test_stacking_is_undone():
 def test_raw_bits_equal_their_values(config):
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), random_parameters(config))
     values = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
-    bits = pack_for_cpu(params)
+    bits = lay_out_for_cpu(params)
     assert bits["embed_tokens"].values.dtype == jnp.uint16
     ids = random_ids(2, 5)
     for a, b in zip(forward(Llama(config), bits, ids), forward(Llama(config), values, ids), strict=True):

@@ -1,4 +1,4 @@
-"""Products with packed kernels: right steps, right numbers, and no float32 copy of the weights."""
+"""Products with kernels of every form: right steps, right numbers, and no float32 copy of packed weights."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lgjax.models.llama import Llama, init_cache
-from lgjax.models.matmul import (
+from lgjax.models.kernels import (
     GROUP,
-    MATVEC_SIZE,
+    LARGE,
     Packed,
+    Transposed,
     dense,
-    matmul,
-    matmul_transposed,
-    pack_for_cpu,
+    lay_out_for_cpu,
     quantize,
     quantize_table,
     shape_of,
     widen,
 )
+from lgjax.models.llama import Llama, init_cache
+from lgjax.models.matmul import FEW_ROWS, matmul, matmul_transposed
 from tests.models.kernels import FORMS, PACKED, assert_product, exact, normal
 from tests.models.tiny_llama import BASE, parameter_shapes
 
@@ -121,21 +121,33 @@ def test_batch_shapes_and_dtypes(form):
     np.testing.assert_allclose(matmul(x, dense(kernel)), matmul(x, kernel), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize(("size", "out"), [(1024, 2048), (2051, 1024)])
-def test_a_row_and_a_large_kernel_of_floats(size, out):
-    """The loop that CPUs take there, whole steps and a rest, and its derivatives, equal float64."""
-    kernel, x = normal(0, size, out), normal(1, 1, 1, size)
-    assert kernel.size >= MATVEC_SIZE
-    program = jax.jit(lambda *both: jax.vjp(matmul, *both)).lower(x, kernel).compile()
-    assert " while(" in program.as_text()
-    backward = jax.jit(jax.grad(lambda x: matmul(x, kernel).sum())).lower(x).compile()
-    assert backward.memory_analysis().temp_size_in_bytes < kernel.nbytes / 4  # no copy of the kernel
-    y, back = program(x, kernel)
-    x64, exact64 = np.asarray(x[0], np.float64), np.asarray(kernel, np.float64)
-    assert_product(y[0], x64, exact64)
-    to_x, to_kernel = back(y)
-    assert_product(to_x[0], np.asarray(y[0], np.float64), exact64.T)
-    assert_product(to_kernel, x64.T, np.asarray(y[0], np.float64))
+@settings(max_examples=20)
+@given(
+    rows=st.sampled_from([1, 2, FEW_ROWS, FEW_ROWS + 1]),
+    size=st.sampled_from([1, 37, 300]),
+    out=st.sampled_from([1, 7, 129]),
+    stored=st.booleans(),
+)
+def test_products_with_kernels_stored_by_outputs_equal_float64(rows, size, out, stored):
+    """Few rows and many, as a kernel and as a table, with both derivatives."""
+    table, x = normal(size, out, size), normal(out, rows, size)
+    product = (lambda x, table: matmul(x, Transposed(table))) if stored else matmul_transposed
+    y, back = jax.vjp(product, x, table)
+    to_x, to_table = back(y)
+    x64, y64, table64 = (np.asarray(array, np.float64) for array in (x, y, table))
+    assert_product(y, x64, table64.T)
+    assert_product(to_x, y64, table64)
+    assert_product(to_table, y64.T, x64)
+
+
+@pytest.mark.parametrize("rows", [1, 8, FEW_ROWS])
+def test_the_table_goes_first_with_few_rows_on_cpus(rows):
+    """XLA for CPU takes two to three times as long when it turns the product; others need no barrier."""
+    product = jax.jit(matmul_transposed).trace(jnp.zeros((rows, 64)), jnp.zeros((96, 64)))
+    texts = [product.lower(lowering_platforms=(name,)).as_text() for name in ("cpu", "tpu")]
+    assert ["optimization_barrier" in text for text in texts] == [True, False]
+    dots = [line for line in product.lower().compile().as_text().splitlines() if " dot(" in line]
+    assert len(dots) == 1 and f"= f32[96,{rows}]" in dots[0].replace("f32[96]", "f32[96,1]")
 
 
 @pytest.mark.parametrize("rows", [(0,), (0, 3), (3, 0, 2)])
@@ -163,13 +175,13 @@ def test_every_bit_pattern_widens_exactly():
 def test_words_hold_the_same_steps(form, size, layers):
     """Four or eight of them, to the last bit; a kernel whose inputs they do not divide stays as it is."""
     kernel = FORMS[form](normal(size, *([2] if layers else []), size, 5))
-    words = pack_for_cpu({"kernel": kernel})["kernel"]
+    words = lay_out_for_cpu({"kernel": kernel})["kernel"]
     assert words.values.dtype == (jnp.int32 if form == "int8" else jnp.uint32)
     assert words.values.nbytes == kernel.values.nbytes and shape_of(words) == shape_of(kernel)
     np.testing.assert_array_equal(exact(words), exact(kernel))
     np.testing.assert_array_equal(widen(words), widen(kernel))
     odd = quantize(normal(0, 37, 5))
-    assert pack_for_cpu({"kernel": odd})["kernel"] is odd
+    assert lay_out_for_cpu({"kernel": odd})["kernel"] is odd
 
 
 def test_a_row_whose_numbers_share_a_sign():
@@ -180,7 +192,7 @@ def test_a_row_whose_numbers_share_a_sign():
     assert np.abs(np.asarray(matmul(x, kernel)) - want).max() < 4 * np.abs(own).max() + 1e-5
 
 
-def test_only_matrices_are_packed():
+def test_matrices_alone_take_another_form():
     half = jnp.ones((4, 6), jnp.bfloat16)
     params = {
         "embed_tokens": half,
@@ -188,17 +200,21 @@ def test_only_matrices_are_packed():
         "patch": {"kernel": jnp.ones((2, 2, 3, 4), jnp.bfloat16)},
         "q_proj": {"kernel": half, "bias": jnp.ones(4, jnp.bfloat16)},
         "full": {"kernel": jnp.ones((4, 4))},
+        "large": {"kernel": jnp.ones((1024, LARGE // 1024)), "bias": jnp.ones(2**20)},
+        "stacked": {"kernel": jnp.ones((2, 4, LARGE // 4))},
         "int8": {"kernel": quantize(half)},
         "int4": {"kernel": quantize(jnp.ones((64, 6)), 4)},
         "position_embedding": half,
     }
-    got = jax.tree.map(lambda leaf: f"{leaf.dtype} {leaf.shape}", pack_for_cpu(params))
+    got = jax.tree.map(lambda leaf: f"{leaf.dtype} {leaf.shape}", lay_out_for_cpu(params))
     assert got == {
         "embed_tokens": Packed("uint16 (4, 6)", None),
         "norm": {"scale": "bfloat16 (4,)"},
         "patch": {"kernel": "bfloat16 (2, 2, 3, 4)"},
         "q_proj": {"kernel": Packed("uint16 (4, 6)", None), "bias": "bfloat16 (4,)"},
         "full": {"kernel": "float32 (4, 4)"},
+        "large": {"kernel": Transposed("float32 (1024, 1024)"), "bias": "float32 (1048576,)"},
+        "stacked": {"kernel": Transposed("float32 (2, 262144, 4)")},
         "int8": {"kernel": Packed("int32 (1, 6)", "float32 (1, 6)")},
         "int4": {"kernel": Packed("uint32 (8, 6)", "float32 (1, 6)")},
         "position_embedding": "bfloat16 (4, 6)",

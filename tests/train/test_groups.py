@@ -16,8 +16,8 @@ import torch
 from lgjax.config import ModelConfig, debug, llava_g_7b
 from lgjax.convert.manifest import manifest
 from lgjax.convert.store import flattened, nested
+from lgjax.models.kernels import Packed
 from lgjax.models.llava_grounding import LlavaGrounding, abstract_params
-from lgjax.models.matmul import Packed
 from lgjax.models.splice import plan_batch, plan_row
 from lgjax.train.config import OptimConfig, Rates, TrainConfig, load_config
 from lgjax.train.groups import (
