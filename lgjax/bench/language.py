@@ -107,13 +107,15 @@ def decode(sizes: Sizes, dtype: Dtype, *, rows: int = 1, together: bool = True) 
 def _prepared(sizes: Sizes, dtype: Dtype, rows: int = 1) -> tuple[Llama, dict, np.ndarray]:
     """Module, parameters and prompts."""
     params = parameters(sizes.config, "llama", dtype=dtype)["llama"]
-    return Llama(sizes.config.llama, computing(dtype)), params, prompt_ids(sizes, rows)
+    model = Llama(sizes.config.llama, computing(dtype), scan_layers="layers" in params)
+    return model, params, prompt_ids(sizes, rows)
 
 
 def _empty_cache(model: Llama, sizes: Sizes, rows: int) -> Cache:
     """A cache with room for prompts and answers."""
     room = generate.coarse_bucket(sizes.prompt_tokens + sizes.new_tokens)
-    return init_cache(sizes.config.llama, rows, room, jnp.dtype(model.dtype))
+    dtype = jnp.dtype(model.dtype)
+    return init_cache(sizes.config.llama, rows, room, dtype, scan_layers=model.scan_layers)
 
 
 def computing(dtype: Dtype) -> np.dtype:

@@ -19,6 +19,7 @@ from lgjax.convert.lazy import LazyTensor
 from lgjax.convert.packed import forms_of, pack, unpack
 from lgjax.convert.store import flattened, nested
 from lgjax.models.kernels import lay_out_for_cpu
+from lgjax.models.llama import stack_packed
 from lgjax.models.llava_grounding import abstract_params
 
 _DRAWN = 1_000_003  # a prime: rows of matrices, whose widths are no multiples of it, all differ
@@ -60,7 +61,11 @@ def parameters(config: ModelConfig, *parts: str, dtype: Dtype = "float32") -> di
         made = nested(unpack(packed, forms))
     else:
         made = nested({path: jnp.asarray(leaf.load(), dtype) for path, leaf in leaves.items()})
-    return lay_out_for_cpu(made) if jax.default_backend() == "cpu" else made
+    if jax.default_backend() == "cpu":
+        lay_out_for_cpu(made)
+        if "llama" in parts:
+            stack_packed(made["llama"])
+    return made
 
 
 def checkpoint_tensors(config: ModelConfig, part: str) -> Iterator[tuple[str, Float32[np.ndarray, "*shape"]]]:

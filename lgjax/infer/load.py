@@ -18,6 +18,7 @@ from lgjax import config as configs
 from lgjax.convert import fingerprint, meta, store, verify
 from lgjax.infer.request import Model
 from lgjax.models.kernels import lay_out_for_cpu
+from lgjax.models.llama import stack_packed
 from lgjax.models.llava_grounding import init_params, logical_axes
 from lgjax.parallel.rules import shardings
 from lgjax.text.tokenizer import Tokenizer
@@ -78,6 +79,7 @@ def load_model(source: str | Path, *, dtype: str = "auto", mesh: jax.sharding.Me
     if on_cpu and mesh is None:
         # what few bytes hold is read fast only in this form, and computed with in float32
         params = lay_out_for_cpu(params)
+        stack_packed(params["llama"])
     _trim_memory()
     compute = jnp.dtype(jnp.float32) if on_cpu else chosen
     config = _without_missing(checkpoint.config, found.parts)

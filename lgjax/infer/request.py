@@ -93,7 +93,7 @@ class Model:
     @property
     def llama(self) -> Llama:
         """The language model as a module."""
-        return Llama(self.config.llama, self.dtype)
+        return Llama(self.config.llama, self.dtype, scan_layers="layers" in self.params["llama"])
 
     @property
     def copies(self) -> int:

@@ -192,9 +192,12 @@ def _prefill(
     room = generate.coarse_bucket(room + generate.coarse_bucket(max(r.options.max_tokens for r in requests)))
     held = cache
     if held is None:
-        held = model.share_out(init_cache(model.config.llama, len(requests), room, model.cache_dtype))
+        stacked = model.llama.scan_layers
+        held = init_cache(model.config.llama, len(requests), room, model.cache_dtype, scan_layers=stacked)
+        held = model.share_out(held)
     if (missing := room - generate.cache_length(held)) > 0:
-        held = jax.tree.map(lambda part: jnp.pad(part, ((0, 0), (0, 0), (0, missing), (0, 0))), held)
+        wider = [(0, missing), (0, 0)]
+        held = jax.tree.map(lambda part: jnp.pad(part, [(0, 0)] * (part.ndim - 2) + wider), held)
     suffixes = [_suffix(request.plan, request.start) for request in requests]
     # what a further question adds is short: worth a few more programs where 64 positions take seconds
     length = generate.coarse_bucket(max(len(suffix.tokens) for suffix in suffixes), least=16)

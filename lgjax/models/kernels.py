@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Float32, Shaped
+from jaxtyping import Array, Float, Float32, Int, Shaped
 
 Bits = Literal[4, 8]
 GROUP = 64  # inputs that share a step of 4 bits
@@ -36,6 +36,13 @@ class Packed(NamedTuple):
     scale: Float32[Array, "*layers groups o2"] | None
 
 
+class LayerOf(NamedTuple):
+    """One layer of a packed kernel of several, which a loop over layers reads where it lies."""
+
+    stack: Packed
+    number: Int[Array, ""] | int
+
+
 class Transposed(NamedTuple):
     """A kernel of floats that is stored by outputs, as PyTorch stores it."""
 
@@ -48,13 +55,13 @@ class LowRank(NamedTuple):
     Source: LoRA (Hu et al. 2021), section 4.1, with alpha = r.
     """
 
-    base: Float[Array, "*layers i o"] | Packed | Transposed
+    base: Float[Array, "*layers i o"] | Packed | LayerOf | Transposed
     down: Float[Array, "*layers i r"]
     up: Float[Array, "*layers r o"]
 
 
-FORMS = (Packed, Transposed, LowRank)
-Kernel = Float[Array, "*layers i o"] | Packed | Transposed | LowRank
+FORMS = (Packed, LayerOf, Transposed, LowRank)
+Kernel = Float[Array, "*layers i o"] | Packed | LayerOf | Transposed | LowRank
 
 
 def lay_out_for_cpu(params: dict[str, Any]) -> dict[str, Any]:
@@ -151,6 +158,8 @@ def shape_of(kernel: Kernel) -> tuple[int, ...]:
     """Shape [*layers, i, o] of a kernel of any form."""
     if isinstance(kernel, LowRank):
         return shape_of(kernel.base)
+    if isinstance(kernel, LayerOf):
+        return shape_of(kernel.stack)[1:]
     if isinstance(kernel, Packed):
         *layers, height, outputs = kernel.values.shape
         return (*layers, height * INPUTS.get(kernel.values.dtype.name, 1), outputs)
@@ -204,6 +213,8 @@ def dense(kernel: Kernel) -> Float32[Array, "*layers i o"]:
     """Return a kernel of any form as one float32 array, a low-rank change added to its base."""
     if isinstance(kernel, LowRank):
         return dense(kernel.base) + jnp.matmul(kernel.down, kernel.up, precision="highest")
+    if isinstance(kernel, LayerOf):
+        return widen(jax.tree.map(lambda part: part[kernel.number], kernel.stack))
     if isinstance(kernel, Packed):
         return widen(kernel)
     stored = jnp.swapaxes(kernel.values, -1, -2) if isinstance(kernel, Transposed) else kernel

@@ -23,15 +23,16 @@ from lgjax.models.kernels import (
     GROUP,
     INPUTS,
     Kernel,
+    LayerOf,
     LowRank,
     Packed,
     Transposed,
+    dense,
     groups_of,
     is_word,
     shape_of,
     steps_of,
     wide_parts,
-    widen,
 )
 
 MATVEC_ROWS = 8  # input rows unrolled in one step when `x` has a single row: as many as a cache has ways
@@ -46,14 +47,15 @@ def matmul(x: Float[Array, "*batch i"], kernel: Kernel) -> Float[Array, "*batch 
 
     Packed kernels are summed in float32 and are constants.
     """
-    if isinstance(kernel, Packed):
+    if isinstance(kernel, (Packed, LayerOf)):
         return _frozen(x, kernel)
     if x.ndim > 2:  # on CPUs the gradient of a product with several batch axes copies that of its output
         y = matmul(x.reshape(-1, x.shape[-1]), kernel)
         return y.reshape(*x.shape[:-1], y.shape[-1])
     if isinstance(kernel, LowRank):
         change, base = matmul(matmul(x, kernel.down), kernel.up), kernel.base
-        return _frozen(x, base, change) if isinstance(base, Packed) else matmul(x, base) + change
+        packed = isinstance(base, (Packed, LayerOf))
+        return _frozen(x, base, change) if packed else matmul(x, base) + change
     if isinstance(kernel, Transposed):
         return matmul_transposed(x, kernel.values)
     return jnp.matmul(x, kernel.astype(x.dtype))
@@ -83,7 +85,7 @@ def _many_rows(x: Float[Array, "m i"], table: Float[Array, "o i"]) -> Float[Arra
 
 
 @functools.partial(jax.jit, static_argnames="table")  # layers of one shape are traced once
-def _frozen(x: Array, kernel: Packed, start: Array | None = None, table: bool = False) -> Array:
+def _frozen(x: Array, kernel: Packed | LayerOf, start: Array | None = None, table: bool = False) -> Array:
     """Return start + x @ kernel, or x @ kernel.T of a table, in the dtype of `x`."""
     rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
     how = _Product(x.dtype, table, back=False)
@@ -101,7 +103,7 @@ class _Product(NamedTuple):
     back: bool
 
 
-def _zeros(x: Array, kernel: Packed, how: _Product) -> Array:
+def _zeros(x: Array, kernel: Packed | LayerOf, how: _Product) -> Array:
     shape = x.shape[0], shape_of(kernel)[0 if how.table != how.back else 1]
 
     def made_of(x):
@@ -112,7 +114,7 @@ def _zeros(x: Array, kernel: Packed, how: _Product) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _add_product(start, x, kernel: Packed, how: _Product):
+def _add_product(start, x, kernel: Packed | LayerOf, how: _Product):
     """start [m, o] + x [m, i] @ kernel in float32, or start [m, i] + x [m, o] @ kernel.T on the way back.
 
     With a derivative of its own: autodiff of the loop would keep every widened block for the way back.
@@ -133,32 +135,38 @@ def _backward(how, kernel, gradient):
 _add_product.defvjp(_forward, _backward)
 
 
-def _add_whole(start, x, kernel: Packed, how: _Product):
-    wide = widen(kernel).astype(how.dtype)
+def _add_whole(start, x, kernel: Packed | LayerOf, how: _Product):
+    wide = dense(kernel).astype(how.dtype)
     wide = wide.T if how.table != how.back else wide
     return start + jnp.matmul(x.astype(how.dtype), wide, preferred_element_type=jnp.float32)
 
 
-def _add_in_blocks(start, x, kernel: Packed, how: _Product):
+def _add_in_blocks(start, x, kernel: Packed | LayerOf, how: _Product):
     """Widen `BLOCK` outputs at a time; for a single row, a few inputs at a time, and nothing in memory."""
+    if isinstance(kernel, Packed):  # here, not before: what a scan keeps for the way back would be a copy
+        kernel = LayerOf(jax.tree.map(lambda part: part[None], kernel), 0)
     if x.shape[0] == 1 and not (how.table or how.back):
         return start + _single_row(x, kernel)
-    axis = 0 if how.table else 1
-    out = kernel.values.shape[axis]
+    out = shape_of(kernel)[0 if how.table else 1]
     block = min(BLOCK, out)
     full = out // block
     inputs = None if how.back else _split(x, kernel)
 
     def add(y, first, size):
-        def cut(array, axis=axis):
-            return jax.lax.dynamic_slice_in_dim(array, first, size, axis)
+        def cut(array):
+            return jax.lax.dynamic_slice_in_dim(array, first, size, 1)
 
-        wide = [part.reshape(-1, part.shape[-1]) for part in wide_parts(jax.tree.map(cut, kernel))]
+        def part_of(stack):
+            _, height, width = stack.shape
+            place, sizes = ((first, 0), (size, width)) if how.table else ((0, first), (height, size))
+            return jax.lax.dynamic_slice(stack, (kernel.number, *place), (1, *sizes))[0]
+
+        wide = [part.reshape(-1, part.shape[-1]) for part in wide_parts(jax.tree.map(part_of, kernel.stack))]
         wide = [part.T if how.table != how.back else part for part in wide]
         if inputs is None:
-            return [sums + cut(x, 1) @ part for sums, part in zip(y, wide, strict=True)]
+            return [sums + cut(x) @ part for sums, part in zip(y, wide, strict=True)]
         # a product for each half: to put the halves in turns takes longer than the product with few rows
-        added = sum((part @ half for part, half in zip(inputs, wide, strict=True)), cut(y[0], 1))
+        added = sum((part @ half for part, half in zip(inputs, wide, strict=True)), cut(y[0]))
         return [jax.lax.dynamic_update_slice_in_dim(y[0], added, first, 1)]
 
     y = _split(start, kernel) if how.back else [start]
@@ -167,9 +175,9 @@ def _add_in_blocks(start, x, kernel: Packed, how: _Product):
     return _join(y)
 
 
-def _split(x: Float32[Array, "m i"], kernel: Packed) -> list[Float32[Array, "m i2"]]:
+def _split(x: Float32[Array, "m i"], kernel: LayerOf) -> list[Float32[Array, "m i2"]]:
     """Inputs in the order in which `wide_parts` has them."""
-    if kernel.values.dtype != jnp.uint8:
+    if kernel.stack.values.dtype != jnp.uint8:
         return [x]
     groups = x.reshape(len(x), -1, 2, GROUP // 2)
     return [groups[:, :, half].reshape(len(x), -1) for half in (0, 1)]
@@ -183,19 +191,19 @@ def _join(parts: list[Float32[Array, "m i2"]]) -> Float32[Array, "m i"]:
     return jnp.stack(groups, 2).reshape(len(parts[0]), -1)
 
 
-def _single_row(x: Float32[Array, "1 i"], kernel: Packed) -> Float32[Array, "1 o"]:
+def _single_row(x: Float32[Array, "1 i"], kernel: LayerOf) -> Float32[Array, "1 o"]:
     """Return x @ kernel in steps of a few rows of values of each share; the last may have fewer."""
-    height, outputs = kernel.values.shape
+    (held, scale), layer = kernel
+    layers, height, outputs = held.shape
     count = x.shape[1] // height
-    grouped = kernel.scale is not None and kernel.scale.shape[0] > 1  # a step is a part of a group
-    rows = WORD_ROWS if is_word(kernel.values.dtype) else MATVEC_ROWS
+    grouped = scale is not None and scale.shape[1] > 1  # a step is a part of a group
+    rows = WORD_ROWS if is_word(held.dtype) else MATVEC_ROWS
     group = GROUP // count if grouped else 2 * rows  # at least two steps, so that XLA keeps the loop
     shares = 1 if height % group else math.gcd(height // group, SHARES)
     length = height // shares
-    values = kernel.values.reshape(shares, length, outputs)
-    scale = kernel.scale.reshape(shares, -1, outputs) if grouped and kernel.scale is not None else None
-    x = x.reshape(groups_of(kernel), count, -1).swapaxes(0, 1).reshape(count, shares, length)
-    places, added = _places(kernel.values.dtype)
+    values = held.reshape(layers, shares, length, outputs)
+    x = x.reshape(groups_of(kernel.stack), count, -1).swapaxes(0, 1).reshape(count, shares, length)
+    places, added = _places(held.dtype)
     excess = (x * added[:, None, None]).sum(0)
     x = x / places[:, None, None]
 
@@ -205,20 +213,22 @@ def _single_row(x: Float32[Array, "1 i"], kernel: Packed) -> Float32[Array, "1 o
         terms = [
             steps * x_part[part, :, j, None]
             for j in range(rows)
-            for part, steps in enumerate(_raised(_row(values, first + j)))
+            for part, steps in enumerate(_raised(_row(values, layer, first + j)))
         ]
         part = sum(terms[::2]) + sum(terms[1::2])
         part = part - excess if added.any() else part
-        return y + (part if scale is None else part * _row(scale, first // group))
+        if scale is None or not grouped:
+            return y + part
+        return y + part * _row(scale.reshape(layers, shares, -1, outputs), layer, first // group)
 
     rows = min(rows, length)
     steps, left = divmod(length, rows)
-    excesses = excess[:, : steps * rows].reshape(shares, steps, rows).sum(2)[..., None]
+    excesses = excess[:, : steps * rows].reshape(shares, steps, rows).sum(2)[None, ..., None]
     y = jnp.zeros((shares, outputs))
-    y = jax.lax.fori_loop(0, steps, lambda s, y: add(y, s * rows, rows, _row(excesses, s)), y)
+    y = jax.lax.fori_loop(0, steps, lambda s, y: add(y, s * rows, rows, _row(excesses, 0, s)), y)
     y = add(y, length - left, left, excess[:, -left:].sum(1, keepdims=True)) if left else y
     y = y.sum(0, keepdims=True)
-    return y if grouped or kernel.scale is None else y * kernel.scale
+    return y if grouped or scale is None else y * scale[layer]
 
 
 def _raised(values: Shaped[Array, "*shape"]) -> list[Float32[Array, "*shape"]]:
@@ -241,5 +251,8 @@ def _places(dtype: DTypeLike) -> tuple[Float32[np.ndarray, " count"], Float32[np
     return np.exp2(bits * places).astype(np.float32), added.astype(np.float32)
 
 
-def _row(array: Shaped[Array, "shares rows o"], number: Array | int) -> Shaped[Array, "shares o"]:
-    return jax.lax.dynamic_slice_in_dim(array, number, 1, axis=1)[:, 0]
+def _row(
+    array: Shaped[Array, "layers shares rows o"], layer: Array | int, number: Array | int
+) -> Shaped[Array, "shares o"]:
+    _, shares, _, outputs = array.shape
+    return jax.lax.dynamic_slice(array, (layer, 0, number, 0), (1, shares, 1, outputs))[0, :, 0]

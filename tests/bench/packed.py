@@ -47,18 +47,20 @@ def by_turns(layers: int, rounds: int) -> Table:
     """Tokens a second of every form, measured by turns."""
     config = dataclasses.replace(llava_g_7b().llama, num_layers=layers)
     whole = dataclasses.replace(llava_g_7b(), llama=config)
-    model, forms = Llama(config), get_args(Dtype)
+    forms = get_args(Dtype)
     sizes = generate.DecodeSizes(
         max_new_tokens=STEPS * (rounds + 1) + 1, max_segs=1, seg_id=1, stop_ids=(), seg_state="before"
     )
     limits = np.full(1, sizes.max_new_tokens, np.int32)
     embeds = jax.random.normal(jax.random.key(0), (1, PROMPT, config.hidden_size))
-    params, states, seconds, reading = {}, {}, {form: [] for form in forms}, {}
+    models, params, states, seconds, reading = {}, {}, {}, {form: [] for form in forms}, {}
     for form in forms:
         params[form] = parameters(whole, "llama", dtype=form)["llama"]
+        models[form] = model = Llama(config, scan_layers="layers" in params[form])
         for _ in range(2):  # the first one compiles
             start = time.perf_counter()
-            cache = init_cache(config, 1, PROMPT + sizes.max_new_tokens)
+            room = PROMPT + sizes.max_new_tokens
+            cache = init_cache(config, 1, room, scan_layers=model.scan_layers)
             hidden, cache = generate.prefill(model, params[form], embeds, np.full(1, PROMPT), cache)
             jax.block_until_ready(hidden)
             reading[form] = time.perf_counter() - start
@@ -66,7 +68,7 @@ def by_turns(layers: int, rounds: int) -> Table:
     for _ in range(rounds + 1):
         for form in forms:
             start = time.perf_counter()
-            states[form] = generate.advance(model, params[form], sizes, states[form], limits, STEPS)
+            states[form] = generate.advance(models[form], params[form], sizes, states[form], limits, STEPS)
             jax.block_until_ready(states[form].ids)
             seconds[form].append((time.perf_counter() - start) / STEPS)
     table = Table("weights", "bytes", f"reading {PROMPT} s", "s a token", "least", "most", "against float32")
@@ -114,7 +116,7 @@ def seconds_a_token(model: Any) -> float:
     sizes = generate.DecodeSizes(max_new_tokens=33, max_segs=1, seg_id=1, stop_ids=(), seg_state="before")
     limits, lengths = np.full(1, 33, np.int32), np.full(1, PROMPT)
     embeds = jax.random.normal(jax.random.key(0), (1, PROMPT, config.hidden_size))
-    cache = init_cache(config, 1, PROMPT + 33)
+    cache = init_cache(config, 1, PROMPT + 33, scan_layers=llama.scan_layers)
     hidden, cache = generate.prefill(llama, params, embeds, lengths, cache)
     state = generate.begin(llama, params, sizes, hidden, cache, lengths, limits)
     found = []

@@ -13,7 +13,8 @@ import pytest
 
 from lgjax.models.kernels import lay_out_for_cpu
 from lgjax.models.layers import stack_layers, unstack_layers
-from lgjax.models.llama import Llama, attend_cache, init_cache, rope_frequencies
+from lgjax.models.llama import Llama, attend_cache, init_cache, rope_frequencies, stack_packed
+from tests.models.kernels import FORMS, PACKED
 from tests.models.tiny_llama import BASE, CONFIGS, hugging_face, parameters, random_parameters
 
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
@@ -36,6 +37,20 @@ def forward(model, params, ids, positions=None, mask=None):
 @functools.partial(jax.jit, static_argnums=0)
 def cached(model, params, embeds, positions, cache):
     return model.apply({"params": params}, embeds, positions, cache=cache)
+
+
+def packed_parameters(form, config=None):
+    """Random parameters with kernels of a packed form; those that 4 bits do not divide do not occur."""
+
+    def stored(path, leaf):
+        return FORMS[form](leaf) if path[-1].key == "kernel" else leaf
+
+    return jax.tree_util.tree_map_with_path(stored, random_parameters(config or WIDE))
+
+
+def copied(params):
+    """The same arrays in dicts of their own."""
+    return {name: copied(leaf) if isinstance(leaf, dict) else leaf for name, leaf in params.items()}
 
 
 def random_ids(batch, length, seed=0):
@@ -188,6 +203,60 @@ def test_scanned_equals_unrolled(name):
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
     for i, layer in enumerate(cache):
         np.testing.assert_allclose(stacked_cache.keys[i], layer.keys, rtol=0, atol=1e-5)
+
+
+WIDE = dataclasses.replace(BASE, hidden_size=128, mlp_size=256, num_layers=4, num_heads=4, head_dim=32)
+
+
+@pytest.mark.parametrize("form", PACKED)
+def test_stacked_packed_layers_equal_layers_apart(form):
+    """A prompt of rows of unequal lengths, then tokens one by one, with the cache of all layers."""
+    apart = packed_parameters(form)
+    together = stack_packed(copied(apart))
+    assert together["layers"]["mlp"]["up_proj"]["kernel"].values.shape[0] == WIDE.num_layers
+    assert not any(name.startswith("layers_") for name in together)
+    found = []
+    for params, stacked in ((apart, False), (together, True)):
+        model, cache = Llama(WIDE, scan_layers=stacked), init_cache(WIDE, 2, 20, scan_layers=stacked)
+        x, states = jax.random.normal(jax.random.key(0), (2, 9, 128)), []
+        starts = jnp.asarray([[0], [4]])
+        for part, first in ((x[:, :7], 0), (x[:, 7:8], 7), (x[:, 8:], 8)):
+            positions = starts + first + jnp.arange(part.shape[1])
+            hidden, cache = cached(model, params, part, positions, cache)
+            states.append(hidden)
+        layers = cache if stacked else jax.tree.map(lambda *parts: jnp.stack(parts), *cache)
+        found.append((jnp.concatenate(states, 1), *layers))
+    for got, want in zip(*found, strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("tokens", [1, 5])
+@pytest.mark.parametrize("form", PACKED)
+def test_stacked_packed_layers_are_compiled_once_and_not_copied(form, tokens):
+    """The program does not grow with the layers, and works in less than half the cache of one."""
+
+    def program(layers: int) -> tuple[int, int]:
+        config = dataclasses.replace(WIDE, hidden_size=512, num_layers=layers)
+        model, params = Llama(config, scan_layers=True), stack_packed(packed_parameters(form, config))
+        x, cache = jnp.zeros((1, tokens, 512)), init_cache(config, 1, 4096, scan_layers=True)
+        run = jax.jit(
+            lambda params, x, cache: model.apply(
+                {"params": params}, x, jnp.arange(tokens)[None], cache=cache
+            ),
+            donate_argnums=2,
+        )
+        compiled = run.lower(params, x, cache).compile()
+        return len(compiled.as_text().splitlines()), compiled.memory_analysis().temp_size_in_bytes
+
+    (few, held), (many, more) = program(2), program(6)
+    assert many < 1.05 * few
+    layer_cache = 2 * 4 * 4096 * 32 * 4
+    assert more < held + 20_000 and held < layer_cache / 2
+
+
+def test_layers_of_floats_stay_apart():
+    params = random_parameters(BASE)
+    assert stack_packed(dict(params)).keys() == params.keys()
 
 
 def test_stacking_is_undone():

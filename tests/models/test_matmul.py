@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from lgjax.models.kernels import (
     GROUP,
     LARGE,
+    LayerOf,
+    LowRank,
     Packed,
     Transposed,
     dense,
@@ -52,6 +54,27 @@ def test_products_by_shares_equal_float64(form, rows, size):
     y, back = jax.vjp(lambda x: matmul(x, kernel), x)
     assert_product(y, np.asarray(x, np.float64), exact(kernel))
     assert_product(back(y)[0], np.asarray(y, np.float64), exact(kernel).T)
+
+
+@pytest.mark.parametrize("size", [64, 512])
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("form", PACKED)
+def test_products_with_a_layer_of_several_equal_float64(form, rows, size):
+    """Read where it lies, by a number that is known when the program runs; the way back, and a change."""
+    stack, x = FORMS[form](normal(size, 3, size, 300)), normal(rows, rows, size)
+    down, up = normal(1, size, 4), normal(2, 4, 300)
+    product = jax.jit(lambda x, number: jax.vjp(lambda x: matmul(x, LayerOf(stack, number)), x)[0])
+    changed = jax.jit(lambda x, number: matmul(x, LowRank(LayerOf(stack, number), down, up)))
+    for number, want in enumerate(exact(stack)):
+        layer = LayerOf(stack, number)
+        assert shape_of(layer) == (size, 300)
+        np.testing.assert_allclose(dense(layer), want, rtol=1e-6)
+        y, back = jax.vjp(lambda x, layer=layer: matmul(x, layer), x)
+        assert_product(y, np.asarray(x, np.float64), want)
+        assert_product(back(y)[0], np.asarray(y, np.float64), want.T)
+        np.testing.assert_allclose(product(x, number), y, rtol=1e-5, atol=1e-5)
+        both = want + np.asarray(down, np.float64) @ np.asarray(up, np.float64)
+        np.testing.assert_allclose(changed(x, number), np.asarray(x, np.float64) @ both, rtol=1e-4, atol=1e-3)
 
 
 @settings(max_examples=12)
