@@ -2,9 +2,10 @@
 
 XLA for CPU turns a whole bfloat16 or int8 kernel into a float32 copy before it multiplies, and training keeps
 the copies for the way back: 27 GB for a 7B model. Packed kernels escape that: for many rows a loop widens
-some outputs at a time, for a single row it sums some inputs at a time, widened in registers alone. They are
-frozen: gradients pass through them, none reaches them. Other platforms widen inside the product. Kernels of
-floats use the plain product; where they are stored by outputs, in the order that XLA for CPU is fastest in.
+some outputs at a time; few rows are read one by one, and each sums some inputs at a time, widened in
+registers alone. They are frozen: gradients pass through them, none reaches them. Other platforms widen inside
+the product. Kernels of floats use the plain product, and those that are stored by outputs the order of
+factors in which XLA for CPU is fastest.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from lgjax.models.kernels import (
 MATVEC_ROWS = 8  # input rows unrolled in one step when `x` has a single row: as many as a cache has ways
 WORD_ROWS = 4  # the same of words, four or eight inputs each: two are read slower, eight compile longer
 SHARES = 16  # parts of the inputs, each summed on its own, that cores may share out among them then
+ONE_BY_ONE = 4  # rows up to so many are faster read one after the other than with outputs widened in memory
 BLOCK = 128  # outputs widened at once otherwise; the float32 block stays small
 FEW_ROWS = 128  # up to so many, a kernel stored by outputs goes first in the product
 
@@ -142,11 +144,11 @@ def _add_whole(start, x, kernel: Packed | LayerOf, how: _Product):
 
 
 def _add_in_blocks(start, x, kernel: Packed | LayerOf, how: _Product):
-    """Widen `BLOCK` outputs at a time; for a single row, a few inputs at a time, and nothing in memory."""
+    """Widen `BLOCK` outputs at a time; for few rows, each a few inputs at a time, and nothing in memory."""
     if isinstance(kernel, Packed):  # here, not before: what a scan keeps for the way back would be a copy
         kernel = LayerOf(jax.tree.map(lambda part: part[None], kernel), 0)
-    if x.shape[0] == 1 and not (how.table or how.back):
-        return start + _single_row(x, kernel)
+    if 1 <= len(x) <= ONE_BY_ONE and not (how.table or how.back):
+        return start + jax.lax.map(lambda row: _single_row(row[None], kernel)[0], x)
     out = shape_of(kernel)[0 if how.table else 1]
     block = min(BLOCK, out)
     full = out // block

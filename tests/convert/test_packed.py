@@ -153,7 +153,8 @@ def test_the_model_gives_the_outputs_of_the_numbers_that_are_kept(made, form):
 
     @jax.jit
     def logits(params):
-        return Llama(model.config.llama).apply({"params": params}, method=run)
+        stacked = "layers" in params
+        return Llama(model.config.llama, scan_layers=stacked).apply({"params": params}, method=run)
 
     def outputs(params):
         return logits(params["llama"]), engine.encode_clip(model.config, params, images)

@@ -26,7 +26,7 @@ from lgjax.models.kernels import (
     widen,
 )
 from lgjax.models.llama import Llama, init_cache
-from lgjax.models.matmul import FEW_ROWS, matmul, matmul_transposed
+from lgjax.models.matmul import FEW_ROWS, ONE_BY_ONE, matmul, matmul_transposed
 from tests.models.kernels import FORMS, PACKED, assert_product, exact, normal
 from tests.models.tiny_llama import BASE, parameter_shapes
 
@@ -34,9 +34,9 @@ GROUPED = [GROUP, 3 * GROUP, 5 * GROUP]  # inputs that 4 bits take
 
 
 @settings(max_examples=30)
-@given(form=st.sampled_from(PACKED), rows=st.integers(1, 3), data=st.data())
+@given(form=st.sampled_from(PACKED), rows=st.sampled_from([1, 2, ONE_BY_ONE, ONE_BY_ONE + 1]), data=st.data())
 def test_products_equal_float64(form, rows, data):
-    """A single row and several, whole blocks of outputs and odd rests, kernels and tables."""
+    """A single row, few and more, whole blocks of outputs and odd rests, kernels and tables."""
     size = data.draw(st.sampled_from(GROUPED if "int4" in form else [1, 15, 16, 37, 300, 513]))
     out = data.draw(st.sampled_from([1, 7, 128, 129, 256, 600]))
     kernel, x = FORMS[form](normal(size, size, out)), normal(out, rows, size)
@@ -45,7 +45,7 @@ def test_products_equal_float64(form, rows, data):
 
 
 @pytest.mark.parametrize("size", [512, 1024, 1152])  # 2 to 16 shares of the inputs
-@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("rows", [1, 2, 5])
 @pytest.mark.parametrize("form", PACKED)
 def test_products_by_shares_equal_float64(form, rows, size):
     """Sizes of which a single row is summed by shares, groups of very different scales, and the way back."""
@@ -57,7 +57,7 @@ def test_products_by_shares_equal_float64(form, rows, size):
 
 
 @pytest.mark.parametrize("size", [64, 512])
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("rows", [1, 3, 5])
 @pytest.mark.parametrize("form", PACKED)
 def test_products_with_a_layer_of_several_equal_float64(form, rows, size):
     """Read where it lies, by a number that is known when the program runs; the way back, and a change."""
