@@ -71,7 +71,7 @@ def matmul_transposed(
         return _frozen(x, table, table=True)
     rows, table = x.reshape(-1, x.shape[-1]), table.astype(x.dtype)
     product = _few_rows if len(rows) <= FEW_ROWS else _many_rows
-    return product(rows, table).reshape(*x.shape[:-1], -1)
+    return product(rows, table).reshape(*x.shape[:-1], len(table))
 
 
 def _few_rows(x: Float[Array, "m i"], table: Float[Array, "o i"]) -> Float[Array, "m o"]:
