@@ -20,6 +20,7 @@ from transformers.models.deformable_detr.modeling_deformable_detr import (
 
 from lgjax.config import PromptConfig, SwinConfig, TransformerConfig
 from lgjax.convert.store import flattened
+from lgjax.models.kernels import Transposed, dense
 from lgjax.models.position import LevelSizes, cell_centres, level_starts, sine_position_map
 
 Maps = tuple[torch.Tensor, ...]
@@ -53,7 +54,8 @@ def _tensors(params: Tree) -> dict[str, torch.Tensor]:
     """Parameters under PyTorch's last names and with its axes; packed projections one by one."""
     found = {}
     for path, leaf in flattened(params).items():
-        value, name = np.array(leaf), path.replace("/", ".").replace("in_proj.", "qkv.")
+        value = np.array(dense(leaf) if isinstance(leaf, Transposed) else leaf)
+        name = path.replace("/", ".").replace("in_proj.", "qkv.")
         if name.endswith("kernel"):
             value = value.T if value.ndim == 2 else value.transpose(3, 2, 0, 1)
         name = name.replace(".kernel", ".weight").replace(".scale", ".weight")

@@ -1,7 +1,7 @@
 """Matrices that a checkpoint keeps in whole steps of 8 or 4 bits: which ones, and how they are stored.
 
 The kernel `a/kernel` lies in the folder as the arrays `a/kernel/values` and `a/kernel/scale` of
-`lgjax.models.matmul.Packed`; `forms` of `lgjax.json` says for each such matrix which form it has.
+`lgjax.models.kernels.Packed`; `forms` of `lgjax.json` says for each such matrix which form it has.
 """
 
 from __future__ import annotations

@@ -77,8 +77,8 @@ def load_model(source: str | Path, *, dtype: str = "auto", mesh: jax.sharding.Me
     on_cpu = jax.default_backend() == "cpu"
     params = checkpoint.params
     if on_cpu and mesh is None:
-        # what few bytes hold is read fast only in this form, and computed with in float32
-        params = lay_out_for_cpu(params)
+        # in these forms CPUs read and multiply fastest, and compile one packed layer for all
+        lay_out_for_cpu(params)
         stack_packed(params["llama"])
     _trim_memory()
     compute = jnp.dtype(jnp.float32) if on_cpu else chosen

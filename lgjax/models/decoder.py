@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from lgjax.config import TransformerConfig
 from lgjax.models.deformable import DeformableAttention
+from lgjax.models.kernels import outputs_of
 from lgjax.models.layers import MLP, LayerNorm, Linear, param, stack_layers, xavier, zeros
 from lgjax.models.matmul import matmul
 from lgjax.models.position import LevelSizes, inverse_sigmoid, sine_box_code
@@ -47,8 +48,8 @@ class PackedProjection(nn.Module):
         kernel = param(self, "kernel", xavier, ("hidden", "hidden_out"), (c, 3 * c))
         bias = param(self, "bias", zeros, ("hidden_out",), (3 * c,))
         bias = bias.astype(self.dtype)
-        qk = matmul(queries_keys.astype(self.dtype), kernel[:, : 2 * c]) + bias[: 2 * c]
-        v = matmul(values.astype(self.dtype), kernel[:, 2 * c :]) + bias[2 * c :]
+        qk = matmul(queries_keys.astype(self.dtype), outputs_of(kernel, 0, 2 * c)) + bias[: 2 * c]
+        v = matmul(values.astype(self.dtype), outputs_of(kernel, 2 * c, 3 * c)) + bias[2 * c :]
         q, k = jnp.split(qk, 2, -1)
         return q, k, v
 

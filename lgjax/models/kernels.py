@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Float32, Int, Shaped
 Bits = Literal[4, 8]
 GROUP = 64  # inputs that share a step of 4 bits
 INPUTS = {"uint8": 2, "int32": 4, "uint32": 8}  # of a stored value; other types hold one each
-LARGE = 2**20  # entries of a float32 kernel from which on CPUs are faster where it is stored by outputs
+LARGE = 2**20  # a float32 kernel of so many entries is multiplied faster by CPUs if it is stored by outputs
 
 
 class Packed(NamedTuple):
@@ -84,8 +84,10 @@ def lay_out_for_cpu(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def _laid_out(kernel: Any) -> Any:
-    if isinstance(kernel, (Packed, Transposed)):
-        return _words(kernel) if isinstance(kernel, Packed) else kernel
+    if isinstance(kernel, Packed):
+        return _words(kernel)
+    if isinstance(kernel, Transposed):
+        return kernel
     large = kernel.ndim in (2, 3) and kernel.shape[-2] * kernel.shape[-1] >= LARGE
     return Transposed(_swapped(kernel)) if large and kernel.dtype == jnp.float32 else _bits(kernel)
 
@@ -167,6 +169,13 @@ def shape_of(kernel: Kernel) -> tuple[int, ...]:
         *layers, outputs, inputs = kernel.values.shape
         return (*layers, inputs, outputs)
     return kernel.shape
+
+
+def outputs_of(kernel: Float[Array, "i o"] | Transposed, first: int, end: int) -> Any:
+    """Return the kernel of the outputs `first` to `end` - 1 alone, in the same form."""
+    if isinstance(kernel, Transposed):
+        return Transposed(kernel.values[first:end])
+    return kernel[:, first:end]
 
 
 def widen(packed: Packed) -> Float32[Array, "*layers i o"]:

@@ -29,7 +29,7 @@ SMALL_BLOCK = 128  # entries of all rows; XLA for CPU copies a block, and so man
 
 
 class LayerCache(NamedTuple):
-    """Keys (rotated) and values of one layer, [B, kv heads, length, head dim]."""
+    """Keys (rotated) and values, [B, kv heads, length, head dim]; of all layers with a first axis."""
 
     keys: jax.Array
     values: jax.Array
@@ -261,12 +261,12 @@ class LlamaLayer(nn.Module):
 
 
 class Llama(nn.Module):
-    """The decoder. Parameters may be floats or packed (`matmul.Packed`).
+    """The decoder. Parameters may be floats or packed (`kernels.Packed`).
 
     `scan_layers` compiles one layer for all of them, with parameters stacked under `layers`
-    (`layers.stack_layers`); sown "hidden_states" (the input of each layer) are then stacked too. `remat`
-    computes layers again in the backward pass. `kernel`: how tokens attend without a cache.
-    Source: spec/language_model.md 4.
+    (`layers.stack_layers`); sown "hidden_states" (the input of each layer) are then stacked too, and with a
+    cache none are sown. `remat` computes layers again in the backward pass. `kernel`: how tokens attend
+    without a cache. Source: spec/language_model.md 4.
     """
 
     config: LlamaConfig
@@ -379,14 +379,18 @@ class Llama(nn.Module):
 
 
 def stack_packed(params: dict[str, Any]) -> dict[str, Any]:
-    """Stack the layers of a model whose kernels are packed, for `scan_layers`; other models stay as they are.
+    """Stack the layers of a model whose kernels are packed, for `scan_layers`.
+
+    Models without packed kernels, or with layers of unlike forms, stay as they are.
 
     One compiled layer serves for all: on CPUs programs are ready several times sooner and run as fast, as
     packed kernels are cut where they are read. In place, kind after kind, so that no more than one kind of
     matrix is held twice; returns the same dict.
     """
     names = [f"layers_{i}" for i in range(sum(name.startswith("layers_") for name in params))]
-    if not any(_is_packed(leaf) for leaf in jax.tree.leaves(params[names[0]], is_leaf=_is_packed)):
+    forms = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params[name]) for name in names]
+    packed = any(_is_packed(leaf) for leaf in jax.tree.leaves(params[names[0]], is_leaf=_is_packed))
+    if not packed or any(form != forms[0] for form in forms):
         return params
     tree = jax.tree.structure(params[names[0]])
     kinds = [list(leaves) for leaves in zip(*(jax.tree.leaves(params.pop(n)) for n in names), strict=True)]

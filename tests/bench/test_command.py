@@ -5,14 +5,17 @@ import json
 import os
 import signal
 
+import jax
 import jsonschema
 import pytest
 
-from lgjax.bench import run
-from lgjax.bench.cases import CASES, OURS, TORCH, Setting
+from lgjax.bench import run, vision
+from lgjax.bench.cases import CASES, OURS, TORCH, Setting, sizes_of
 from lgjax.bench.machine import Ceilings
+from lgjax.bench.weights import parameters
 from lgjax.bench.worker import Job
 from lgjax.cli import main
+from lgjax.models import kernels
 from tests.bench.test_report import SCHEMA
 
 SETTING = Setting(model="debug", dtype="float32", cores=1)
@@ -53,6 +56,19 @@ def test_visual_prompts_find_the_same_as_in_torch():
     found = run.measure(KNOWN["prompt"], SETTING, TOP, runs=1, against=True)
     assert found.error is None and found.apart is not None and found.apart < 1e-4
     assert len(found.sides[TORCH].facts["output"]) > 300  # numbers of embeddings, and areas of masks
+
+
+def test_kernels_stored_by_outputs_reach_torch_as_they_are(monkeypatch):
+    """As the large ones of the released sizes are."""
+    torch_side = pytest.importorskip("lgjax.bench.torch_side", reason="PyTorch is an extra")
+    monkeypatch.setattr(kernels, "LARGE", 1)
+    sizes, outputs = sizes_of("debug"), []
+    assert "Transposed" in str(jax.tree.structure(parameters(sizes.config, "prompt")))
+    for side in (vision, torch_side):
+        work = side.prompt(sizes)
+        work.seconds()
+        outputs.append(work.facts().output)
+    assert outputs[0] == pytest.approx(outputs[1], abs=1e-4)
 
 
 def test_an_interruption_keeps_what_was_measured(tmp_path, capsys, monkeypatch):

@@ -1,9 +1,17 @@
-"""Where compiled programs are kept."""
+"""Where compiled programs are kept, and what the layout of matrices at loading leaves as it is."""
 
+import dataclasses
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import numpy as np
+
+from lgjax.infer.chat import GroundedChat
+from lgjax.infer.regions import Click
+from lgjax.models import kernels
+from tests.infer.model import GROUNDED, model, picture
 
 CODE = (
     "import jax\n"
@@ -37,3 +45,30 @@ def test_another_place_or_threshold_stays(tmp_path):
     assert not run(tmp_path / "lgjax", XDG_CACHE_HOME=home, JAX_COMPILATION_CACHE_DIR=other)
     threshold = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "60"}
     assert not run(tmp_path / "lgjax", XDG_CACHE_HOME=home, **threshold)
+
+
+def _copied(params: dict) -> dict:
+    return {name: _copied(leaf) if isinstance(leaf, dict) else leaf for name, leaf in params.items()}
+
+
+def test_answers_stay_when_all_kernels_are_stored_by_outputs(monkeypatch):
+    """As large ones are on CPUs: words, phrases, and a clicked thing, by every network there is."""
+    monkeypatch.setattr(kernels, "LARGE", 1)
+    params = kernels.lay_out_for_cpu(_copied(model().params))
+    for part, path in (("llama", "lm_head"), ("clip", "layers_0/mlp/fc1"), ("grounding", "pixel_encoder")):
+        node = params[part]
+        for name in path.split("/"):
+            node = node[name]
+        assert "Transposed" in str(node)
+    texts, found = [], []
+    for own in (model(), dataclasses.replace(model(), params=params)):
+        talk = GroundedChat(own).start(picture(0))
+        words = talk.ask("What is it?", max_tokens=8)
+        answer = talk.ask("Is % here?", Click(60, 40), answer=GROUNDED, threshold=None)
+        texts.append(words.text)
+        found.append(answer.phrases)
+    assert texts[0] == texts[1]
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=0.05)
+        np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-4)
+        assert (ours.masks != theirs.masks).mean() < 1e-3

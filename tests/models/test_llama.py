@@ -254,9 +254,18 @@ def test_stacked_packed_layers_are_compiled_once_and_not_copied(form, tokens):
     assert more < held + 20_000 and held < layer_cache / 2
 
 
-def test_layers_of_floats_stay_apart():
-    params = random_parameters(BASE)
-    assert stack_packed(dict(params)).keys() == params.keys()
+@pytest.mark.parametrize("odd", [None, 0, 2])
+def test_layers_of_floats_or_of_unlike_forms_stay_apart(odd):
+    """One of floats among packed ones, of the shape of their values, would be taken for bits."""
+    params = random_parameters(WIDE) if odd is None else packed_parameters("bits")
+    if odd is not None:
+        params[f"layers_{odd}"] = random_parameters(WIDE)[f"layers_{odd}"]
+    assert stack_packed(copied(params)).keys() == params.keys()
+    if odd is not None:
+        mixed = packed_parameters("bits")
+        layer = mixed[f"layers_{odd}"]["mlp"]["up_proj"]
+        layer["kernel"] = layer["kernel"]._replace(values=jnp.zeros(layer["kernel"].values.shape))
+        assert stack_packed(copied(mixed)).keys() == params.keys()
 
 
 def test_stacking_is_undone():
