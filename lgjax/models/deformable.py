@@ -1,8 +1,13 @@
-"""Multi-scale deformable attention: row gathers in a scan over (level, point) pairs, and their gradient."""
+"""Multi-scale deformable attention: row gathers in a scan over (level, point) pairs, and their gradient.
+
+Samples are linear in what they are taken of, so values may be projected before or after: all tokens once
+for many queries, what few queries have read for these.
+"""
 
 from __future__ import annotations
 
 import functools
+import math
 from typing import cast
 
 import flax.linen as nn
@@ -12,10 +17,14 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from lgjax.models.layers import Linear, xavier
+from lgjax.models.kernels import dense
+from lgjax.models.layers import Linear, param, xavier
+from lgjax.models.matmul import matmul
 from lgjax.models.position import LevelSizes, level_starts
 
 Rows = jax.Array
+
+READ = 16  # multiply-adds of a product in the time of reading one number of a row, forward and back
 
 
 def _corners(xy: Rows, size: Rows, start: Rows, num_heads: int, row_base: Rows) -> tuple[Rows, Rows, Rows]:
@@ -125,17 +134,61 @@ def multi_scale_deformable_attention(
         ValueError: `value` does not hold as many tokens as `level_sizes` say.
     """
     b, tokens, heads, channels = value.shape
-    _, queries, _, levels, points, _ = locations.shape
+    queries = locations.shape[1]
+    xy, flat_weights = _flat(tokens, locations, weights, level_sizes)
+    rows = value.astype(jnp.float32).reshape(b * tokens * heads, channels)
+    out = cast(jax.Array, _sample(rows, xy, flat_weights, level_sizes, heads, (b, queries)))
+    return out.reshape(b, queries, heads * channels)
+
+
+def sample_then_project(
+    tokens: Float[Array, "b tokens i"],
+    kernel: Float[Array, "i o"],
+    bias: Float[Array, " o"],
+    locations: Float[Array, "b q heads levels points 2"],
+    weights: Float[Array, "b q heads levels points"],
+    level_sizes: LevelSizes,
+) -> Float[Array, "b q o"]:
+    """`multi_scale_deformable_attention` of the values tokens @ kernel + bias, without making all of them.
+
+    Raises:
+        ValueError: there are not as many tokens as `level_sizes` say.
+    """
+    (b, count, width), (_, queries, heads, *_) = tokens.shape, locations.shape
+    xy, flat_weights = _flat(count, locations, weights, level_sizes)
+
+    def sample(rows: Rows) -> Rows:
+        # every head reads the same rows
+        out = cast(jax.Array, _sample(rows, xy, flat_weights, level_sizes, 1, (b, queries * heads)))
+        return out.reshape(b * queries, heads, -1)
+
+    read = sample(tokens.astype(jnp.float32).reshape(b * count, width))
+    inside = sample(jnp.ones((b * count, 1)))  # what lies outside a map has no bias either
+    by_head = kernel.astype(jnp.float32).reshape(width, heads, -1)
+    out = jnp.einsum("nhi,ihc->nhc", read, by_head) + inside * bias.reshape(heads, -1)
+    return out.reshape(b, queries, -1)
+
+
+def projects_after(queries: int, tokens: int, width: int, samples: int) -> bool:
+    """Whether queries with `samples` each read so little that values are best projected afterwards."""
+    return READ * queries * samples * 4 <= tokens * width
+
+
+def _flat(
+    tokens: int,
+    locations: Float[Array, "b q heads levels points 2"],
+    weights: Float[Array, "b q heads levels points"],
+    level_sizes: LevelSizes,
+) -> tuple[Float[Array, "steps 2 rows"], Float[Array, "steps rows"]]:
+    """Pixels and weights as `_sample` has them."""
+    b, queries, heads, levels, points, _ = locations.shape
     if tokens != sum(h * w for h, w in level_sizes) or levels != len(level_sizes):
         raise ValueError(f"value has {tokens} tokens in {levels} levels, level_sizes are {level_sizes}")
     scale = np.asarray([(w, h) for h, w in level_sizes], np.float32)[:, None, :]
     pixels = locations.astype(jnp.float32) * scale - 0.5
-    count = b * queries * heads
-    xy = pixels.transpose(3, 4, 5, 0, 1, 2).reshape(levels * points, 2, count)
-    flat_weights = weights.astype(jnp.float32).transpose(3, 4, 0, 1, 2).reshape(levels * points, count)
-    rows = value.astype(jnp.float32).reshape(b * tokens * heads, channels)
-    out = cast(jax.Array, _sample(rows, xy, flat_weights, level_sizes, heads, (b, queries)))
-    return out.reshape(b, queries, heads * channels)
+    steps, count = levels * points, b * queries * heads
+    xy = pixels.transpose(3, 4, 5, 0, 1, 2).reshape(steps, 2, count)
+    return xy, weights.astype(jnp.float32).transpose(3, 4, 0, 1, 2).reshape(steps, count)
 
 
 def _offset_bias(heads: int, levels: int, points: int):
@@ -146,6 +199,29 @@ def _offset_bias(heads: int, levels: int, points: int):
     bias = direction[:, None, None] * (np.arange(points) + 1)[None, None, :, None]
     flat = np.broadcast_to(bias, (heads, levels, points, 2)).reshape(-1)
     return lambda key, shape, dtype=jnp.float32: jnp.asarray(flat, dtype).reshape(shape)
+
+
+class SampledValues(nn.Module):
+    """What queries read of a linear layer's outputs, which are the values of all heads."""
+
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Float[Array, "b n c"],
+        locations: Float[Array, "b q heads levels points 2"],
+        weights: Float[Array, "b q heads levels points"],
+        level_sizes: LevelSizes,
+    ) -> Float[Array, "b q c"]:
+        (b, count, width), (_, queries, heads, *_) = tokens.shape, locations.shape
+        kernel = param(self, "kernel", xavier, ("hidden", "hidden"), (width, width))
+        bias = param(self, "bias", nn.initializers.zeros_init(), ("hidden",), (width,)).astype(self.dtype)
+        tokens, where = tokens.astype(self.dtype), (locations, weights, level_sizes)
+        if projects_after(queries, count, width, math.prod(weights.shape[2:])):
+            return sample_then_project(tokens, dense(kernel), bias, *where)
+        values = matmul(tokens, kernel) + bias
+        return multi_scale_deformable_attention(values.reshape(b, count, heads, -1), *where)
 
 
 class DeformableAttention(nn.Module):
@@ -169,7 +245,6 @@ class DeformableAttention(nn.Module):
         heads, levels, points = self.num_heads, self.num_levels, self.num_points
         linear = functools.partial(Linear, dtype=self.dtype)
         zeros = nn.initializers.zeros_init()
-        values = linear(width, ("hidden", "hidden"), kernel_init=xavier, name="value_proj")(value)
         offsets = linear(
             heads * levels * points * 2,
             ("hidden", "samples"),
@@ -188,10 +263,6 @@ class DeformableAttention(nn.Module):
             locations = reference + offsets / sizes
         else:
             locations = reference[..., :2] + offsets / points * reference[..., 2:] * 0.5
-        sampled = multi_scale_deformable_attention(
-            values.reshape(b, -1, heads, width // heads),
-            locations,
-            weights.reshape(b, q, heads, levels, points),
-            level_sizes,
-        )
+        weights = weights.reshape(b, q, heads, levels, points)
+        sampled = SampledValues(self.dtype, name="value_proj")(value, locations, weights, level_sizes)
         return linear(width, ("hidden", "hidden"), kernel_init=xavier, name="output_proj")(sampled)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from lgjax.config import ClipConfig, LlamaConfig, ModelConfig, SwinConfig, TransformerConfig
 from lgjax.losses.language import head_chunks
+from lgjax.models.deformable import projects_after
 from lgjax.models.pixel_encoder import level_sizes_of
 from lgjax.parallel.chips import chip_of
 from lgjax.parallel.mesh import make_mesh
@@ -222,7 +223,9 @@ def _decoder(config: TransformerConfig, side: int, queries: int) -> int:
     """All layers, their position codes, and the boxes that the next layer starts from."""
     width = config.hidden_size
     self_attention = _product(queries, width, 4 * width) + _attention(queries, queries, width)
-    sampled = _product(sum(_tokens(side)), width, width) + _product(queries, width, width + _samples(config))
+    tokens, samples = sum(_tokens(side)), _samples(config)
+    valued = queries if projects_after(queries, tokens, width, samples // 3) else tokens
+    sampled = _product(valued, width, width) + _product(queries, width, width + samples)
     mlp = _product(queries, width, config.ffn_size, width)
     position = _product(queries, 2 * width, width, width)
     layers = config.decoder_layers

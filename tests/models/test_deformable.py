@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lgjax.models.deformable import multi_scale_deformable_attention
+from lgjax.models import deformable
+from lgjax.models.deformable import DeformableAttention, multi_scale_deformable_attention, sample_then_project
 from lgjax.models.position import level_starts
+from tests.train.counting import traced_flops
 
 SIZES = ((5, 7), (3, 4), (1, 2))
 
@@ -82,12 +84,74 @@ def test_gradient_equals_autodiff_of_the_dense_form():
         np.testing.assert_allclose(got, want, atol=2e-5)
 
 
-def test_wrong_number_of_tokens_is_refused():
+def unprojected(seed: int):
+    """Tokens of 6 channels, and kernel and bias that make the values of two heads of 4 of them."""
+    rng = np.random.default_rng(seed)
+    _, locations, weights = inputs(seed)
+    tokens = rng.standard_normal((2, sum(h * w for h, w in SIZES), 6))
+    kernel, bias = rng.standard_normal((6, 8)), rng.standard_normal(8)
+    return [np.float32(x) for x in (tokens, kernel, bias, locations, weights)]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**31))
+def test_values_may_be_projected_after_sampling(seed: int):
+    """With samples outside the maps, where a value is zero and not the bias."""
+    tokens, kernel, bias, *where = unprojected(seed)
+    got = sample_then_project(*map(jnp.asarray, (tokens, kernel, bias, *where)), SIZES)
+    value = (np.float64(tokens) @ kernel + bias).reshape(2, -1, 2, 4)
+    np.testing.assert_allclose(got, loop_reference(value, *where), atol=3e-5)
+
+
+def test_gradients_of_values_projected_after_sampling():
+    arrays = [jnp.asarray(x) for x in unprojected(7)]
+    direction = jnp.asarray(np.random.default_rng(1).standard_normal((2, 3, 8)), jnp.float32)
+
+    def ours(*x):
+        return (sample_then_project(*x, SIZES) * direction).sum()
+
+    def dense(tokens, kernel, bias, *where):
+        return (naive((tokens @ kernel + bias).reshape(2, -1, 2, 4), *where) * direction).sum()
+
+    everything = tuple(range(5))
+    for got, want in zip(
+        jax.grad(ours, everything)(*arrays), jax.grad(dense, everything)(*arrays), strict=True
+    ):
+        np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_module_projects_what_few_queries_have_read(monkeypatch):
+    """Same results, and next to no arithmetic over the tokens."""
+    sizes, width = ((16, 16), (8, 8)), 32
+    tokens = sum(h * w for h, w in sizes)
+    rng = np.random.default_rng(0)
+    query, value = (jnp.asarray(rng.standard_normal((2, n, width)), jnp.float32) for n in (2, tokens))
+    reference = jnp.asarray(rng.uniform(0, 1, (2, 2, 1, 4)), jnp.float32)
+    attention = DeformableAttention(num_heads=4, num_levels=2, num_points=2)
+    params = attention.init(jax.random.key(0), query, reference, value, sizes)["params"]
+    params["value_proj"]["bias"] = jnp.asarray(rng.standard_normal(width), jnp.float32)
+
+    def run():
+        def apply(params, query, value):  # a new one is traced anew
+            return attention.apply({"params": params}, query, reference, value, sizes)
+
+        return traced_flops(apply, params, query, value), apply(params, query, value)
+
+    few, got = run()
+    monkeypatch.setattr(deformable, "READ", 10**9)
+    every, want = run()
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    assert every - few == 2 * 2 * (tokens - 2) * width * width
+
+
+@pytest.mark.parametrize("function", [multi_scale_deformable_attention, sample_then_project])
+def test_wrong_number_of_tokens_is_refused(function):
     value, locations, weights = inputs(0)
+    projected = function is sample_then_project
+    given = unprojected(0)[:3] if projected else [value]
+    given[0] = given[0][:, :-1]
     with pytest.raises(ValueError, match="tokens"):
-        multi_scale_deformable_attention(
-            jnp.asarray(value[:, :-1]), jnp.asarray(locations), jnp.asarray(weights), SIZES
-        )
+        function(*map(jnp.asarray, (*given, locations, weights)), SIZES)
 
 
 def test_memory_of_an_encoder_layer_stays_small():
