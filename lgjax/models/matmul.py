@@ -39,7 +39,7 @@ from lgjax.models.kernels import (
 MATVEC_ROWS = 8  # input rows unrolled in one step when `x` has a single row: as many as a cache has ways
 WORD_ROWS = 4  # the same of words, four or eight inputs each: two are read slower, eight compile longer
 SHARES = 16  # parts of the inputs, each summed on its own, that cores may share out among them then
-ONE_BY_ONE = 4  # rows up to so many are faster read one after the other than with outputs widened in memory
+ONE_BY_ONE = 4  # rows up to so many, twice as many of words, are read faster one after the other
 BLOCK = 128  # outputs widened at once otherwise; the float32 block stays small
 FEW_ROWS = 128  # up to so many, a kernel stored by outputs goes first in the product
 
@@ -77,7 +77,8 @@ def matmul_transposed(
 def _few_rows(x: Float[Array, "m i"], table: Float[Array, "o i"]) -> Float[Array, "m o"]:
     def table_first(x, table):
         # without the barrier XLA turns the product round, and for CPUs that takes two to three times as long
-        return jax.lax.optimization_barrier(table @ x.T).T
+        vectors = x[0] if len(x) == 1 else x.T  # a vector takes less than a matrix of one column
+        return jax.lax.optimization_barrier(table @ vectors).T.reshape(len(x), len(table))
 
     return jax.lax.platform_dependent(x, table, cpu=table_first, default=_many_rows)
 
@@ -147,7 +148,8 @@ def _add_in_blocks(start, x, kernel: Packed | LayerOf, how: _Product):
     """Widen `BLOCK` outputs at a time; for few rows, each a few inputs at a time, and nothing in memory."""
     if isinstance(kernel, Packed):  # here, not before: what a scan keeps for the way back would be a copy
         kernel = LayerOf(jax.tree.map(lambda part: part[None], kernel), 0)
-    if 1 <= len(x) <= ONE_BY_ONE and not (how.table or how.back):
+    at_once = ONE_BY_ONE * (2 if is_word(kernel.stack.values.dtype) else 1)
+    if 1 <= len(x) <= at_once and not (how.table or how.back):
         return start + jax.lax.map(lambda row: _single_row(row[None], kernel)[0], x)
     out = shape_of(kernel)[0 if how.table else 1]
     block = min(BLOCK, out)

@@ -34,7 +34,11 @@ GROUPED = [GROUP, 3 * GROUP, 5 * GROUP]  # inputs that 4 bits take
 
 
 @settings(max_examples=30)
-@given(form=st.sampled_from(PACKED), rows=st.sampled_from([1, 2, ONE_BY_ONE, ONE_BY_ONE + 1]), data=st.data())
+@given(
+    form=st.sampled_from(PACKED),
+    rows=st.sampled_from([1, 2, ONE_BY_ONE, ONE_BY_ONE + 1, 2 * ONE_BY_ONE, 2 * ONE_BY_ONE + 1]),
+    data=st.data(),
+)
 def test_products_equal_float64(form, rows, data):
     """A single row, few and more, whole blocks of outputs and odd rests, kernels and tables."""
     size = data.draw(st.sampled_from(GROUPED if "int4" in form else [1, 15, 16, 37, 300, 513]))
