@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import functools
 import importlib.resources
 import os
 import sys
@@ -28,6 +29,7 @@ NEEDED = ("clip", "projector", "llama")
 
 
 _THRESHOLD = "jax_persistent_cache_min_compile_time_secs"
+_LONG = 1.0  # seconds of compiling that leave much behind
 
 
 def use_compilation_cache() -> None:
@@ -55,6 +57,7 @@ def load_model(source: str | Path, *, dtype: str = "auto", mesh: jax.sharding.Me
     if dtype not in ("auto", "float32", "bfloat16"):
         raise ValueError(f"dtype '{dtype}' is none of auto, float32, bfloat16")
     use_compilation_cache()
+    _trim_after_compiling()
     if str(source) == DEBUG and not Path(source).exists():
         return debug_model(mesh)
     folder = folder_of(source)
@@ -76,6 +79,7 @@ def load_model(source: str | Path, *, dtype: str = "auto", mesh: jax.sharding.Me
     fingerprint.verify_fingerprint(checkpoint.params, checkpoint.config, found.fingerprint)
     on_cpu = jax.default_backend() == "cpu"
     params = checkpoint.params
+    _trim_memory()
     if on_cpu and mesh is None:
         # in these forms CPUs read and multiply fastest, and compile one packed layer for all
         lay_out_for_cpu(params)
@@ -112,10 +116,19 @@ def free_memory() -> int:
 
 
 def _trim_memory() -> None:
-    """Give the system what loading has freed; glibc would keep it, 1 GB of a 7B model."""
+    """Give the system what was freed: glibc keeps 2 GB of reading a 7B model, or of compiling it."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
+
+
+@functools.cache  # jax keeps a listener for good
+def _trim_after_compiling() -> None:
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+        if event == "/jax/core/compile/backend_compile_duration" and duration_secs > _LONG:
+            _trim_memory()
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
 
 
 def _without_missing(config: configs.ModelConfig, parts: tuple[str, ...]) -> configs.ModelConfig:

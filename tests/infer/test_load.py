@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 
+from lgjax.infer import load
 from lgjax.infer.chat import GroundedChat
 from lgjax.infer.regions import Click
 from lgjax.models import kernels
@@ -72,3 +74,15 @@ def test_answers_stay_when_all_kernels_are_stored_by_outputs(monkeypatch):
         np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=0.05)
         np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-4)
         assert (ours.masks != theirs.masks).mean() < 1e-3
+
+
+def test_what_compiling_leaves_behind_is_given_back(monkeypatch):
+    trimmed = []
+    monkeypatch.setattr(load, "_trim_memory", lambda: trimmed.append(True))
+    load.load_model("debug")  # which may take long to compile
+    trimmed.clear()
+    jax.jit(lambda x: 3 * x + 7)(20)
+    assert not trimmed  # what is quickly compiled leaves little
+    monkeypatch.setattr(load, "_LONG", 0.0)
+    jax.jit(lambda x: 5 * x + 7)(20)
+    assert trimmed
